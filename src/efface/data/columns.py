@@ -1,0 +1,114 @@
+"""Column conventions: whatever a data set calls its columns, the rest of efface sees one form.
+
+Canonical columns: `id` (text, stable), `question` (text, may be empty), `answer` (text), and optionally
+`paraphrased_answer` (text) and `perturbed_answer` (list of texts: wrong answers in the same form).
+Accepted besides: `prompt`/`completion`, `text` (an answer without a question), and two-turn `messages`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from datasets import Dataset
+
+from efface.errors import RequestError
+
+OPTIONAL = ("paraphrased_answer", "perturbed_answer")
+Row = Mapping[str, Any]
+
+
+def _text(row: Row, column: str, place: str) -> str:
+    value = row[column]
+    if not isinstance(value, str):
+        raise RequestError(
+            f"{place}, column '{column}': {type(value).__name__} ({str(value)[:40]!r})", "text",
+            "make every value of this column a string",
+        )  # fmt: skip
+    return value
+
+
+def _from_messages(row: Row, place: str) -> tuple[str, str]:
+    turns = row["messages"]
+    shape = isinstance(turns, list) and [turn.get("role") for turn in turns if isinstance(turn, Mapping)]
+    if shape != ["user", "assistant"]:
+        raise RequestError(
+            f"{place}, column 'messages': roles {shape or type(turns).__name__}", "one user turn and one assistant turn",
+            "split longer conversations into pairs",
+        )  # fmt: skip
+    return _text(turns[0], "content", place), _text(turns[1], "content", place)
+
+
+def canonical_row(row: Row, index: int, source: str) -> dict[str, Any]:
+    """One row in canonical columns.
+
+    Args:
+        row: any of the accepted layouts.
+        index: position in the data set; becomes the id where the row has none.
+        source: what to call the data set in an error.
+
+    Raises:
+        RequestError: missing column, wrong type or empty answer, naming row and column.
+    """
+    place = f"{source}, row {index}"
+    if "question" in row and "answer" in row:
+        question, answer = _text(row, "question", place), _text(row, "answer", place)
+    elif "prompt" in row and "completion" in row:
+        question, answer = _text(row, "prompt", place), _text(row, "completion", place)
+    elif "messages" in row:
+        question, answer = _from_messages(row, place)
+    elif "text" in row:
+        question, answer = "", _text(row, "text", place)
+    else:
+        raise RequestError(
+            f"{place}: columns {sorted(row)}", "question and answer (or prompt and completion, messages, or text)",
+            "rename the columns",
+        )  # fmt: skip
+    if not answer.strip():
+        raise RequestError(f"{place}, column 'answer': empty", "some text to learn or forget", "fill or drop the row")
+    identity = row.get("id", index)
+    if isinstance(identity, bool) or not isinstance(identity, (str, int)) or identity == "":
+        raise RequestError(f"{place}, column 'id': {identity!r}", "text or a whole number", "give each row a stable id")
+    clean: dict[str, Any] = {"id": str(identity), "question": question, "answer": answer}
+    if row.get("paraphrased_answer") is not None:
+        clean["paraphrased_answer"] = _text(row, "paraphrased_answer", place)
+    if row.get("perturbed_answer") is not None:
+        wrong = row["perturbed_answer"]
+        wrong = [wrong] if isinstance(wrong, str) else list(wrong) if isinstance(wrong, (list, tuple)) else wrong
+        if not isinstance(wrong, list) or not wrong or not all(isinstance(text, str) and text.strip() for text in wrong):
+            raise RequestError(
+                f"{place}, column 'perturbed_answer': {type(wrong).__name__}", "a list of non-empty texts",
+                "give the wrong answers as a JSON list of strings",
+            )  # fmt: skip
+        clean["perturbed_answer"] = wrong
+    return clean
+
+
+def canonical(rows: Iterable[Row], source: str) -> Dataset:
+    """A data set in canonical columns.
+
+    Optional columns are kept only where every row has them, except that a mixture is an error.
+
+    Raises:
+        RequestError: empty set, bad row, duplicate ids, or a column that only some rows fill.
+    """
+    clean = [canonical_row(row, index, source) for index, row in enumerate(rows)]
+    if not clean:
+        raise RequestError(f"{source} is empty", "at least one row", "check the path or the filter that made it")
+    seen: dict[str, int] = {}
+    for index, row in enumerate(clean):
+        if row["id"] in seen:
+            raise RequestError(
+                f"{source}, row {index}: id {row['id']!r} also in row {seen[row['id']]}", "unique ids",
+                "remove the duplicate or give it another id",
+            )  # fmt: skip
+        seen[row["id"]] = index
+    for column in OPTIONAL:
+        filled = [index for index, row in enumerate(clean) if column in row]
+        if filled and len(filled) < len(clean):
+            missing = next(index for index, row in enumerate(clean) if column not in row)
+            raise RequestError(
+                f"{source}, row {missing}, column '{column}': missing, while row {filled[0]} has it", "all rows or none",
+                "fill the column everywhere or drop it",
+            )  # fmt: skip
+    return Dataset.from_list(clean)

@@ -1,0 +1,178 @@
+"""Train a causal language model on questions and answers: fine-tune one, or a small one from scratch.
+
+The loss is the mean negative log-probability of the answer tokens. From scratch, a byte-pair or word tokenizer is made
+from the data and a Llama-architecture model of the asked size is initialised from the seed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from datasets import Dataset, concatenate_datasets
+from pydantic import Field
+from torch import Tensor
+
+from efface.catalog import Card
+from efface.run.cost import Cost, measure_cost
+from efface.run.digests import digest_value
+from efface.run.files import make_folder, read_json, write_json
+from efface.subjects import CausalLM, PromptFormat
+from efface.subjects.answers import answer_logits
+from efface.train.config import TrainConfig
+from efface.train.engine import isolated_rng, train, world_size
+from efface.train.streams import Schedule, Stream, whole_batch
+
+CARD = Card(
+    name="causal-lm",
+    system="tofu",
+    title="Causal language model on questions and answers",
+    summary="Supervised training on answer tokens, from a checkpoint or from scratch.",
+    paper="TOFU, arXiv 2401.06121 (fine-tuning set-up)",
+    verb="learn",
+    mechanism="recipes",
+    modalities=("text",),
+    subjects=("causal-lm",),
+    needs=("gradients",),
+    defaults_source="TOFU: learning rate 1e-5, weight decay 0.01, 5 epochs, batch 32, one epoch of linear warm-up",
+)
+
+
+class CausalLMConfig(TrainConfig):
+    """Optimisation (TOFU's fine-tuning defaults) and, from scratch, the size of the model."""
+
+    warmup_ratio: float = Field(0.2, ge=0, le=1, description="TOFU: one epoch of five")
+    tokenizer: Literal["bpe", "words"] = Field("bpe", description="from scratch: byte-level BPE, or whole words")
+    vocabulary: int = Field(4096, ge=64, description="from scratch: largest vocabulary")
+    width: int = Field(256, ge=8, description="from scratch: hidden size")
+    depth: int = Field(5, ge=1, description="from scratch: layers")
+    heads: int = Field(8, ge=1, description="from scratch: attention heads")
+    context: int = Field(512, ge=16, description="from scratch: longest sequence")
+
+
+def word_tokenizer(texts: Sequence[str], limit: int) -> Any:
+    """A fast tokenizer of whole words and punctuation marks; unknown words become [UNK]."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+
+    raw = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]"), behavior="removed", invert=True)
+    raw.train_from_iterator(texts, trainers.WordLevelTrainer(vocab_size=limit, special_tokens=["[UNK]", "[EOS]"]))
+    return _wrap(raw)
+
+
+def bpe_tokenizer(texts: Sequence[str], limit: int) -> Any:
+    """A fast byte-level BPE tokenizer: no unknown token, spaces kept."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=limit, special_tokens=["[EOS]"], initial_alphabet=alphabet, show_progress=False
+    )
+    raw.train_from_iterator(texts, trainer)
+    return _wrap(raw)
+
+
+def _wrap(raw: Any) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    unknown = "[UNK]" if raw.token_to_id("[UNK]") is not None else None
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="[EOS]", unk_token=unknown, pad_token="[EOS]")
+
+
+def new_model(config: CausalLMConfig, texts: Sequence[str], prompt: PromptFormat | None = None) -> CausalLM:
+    """A freshly initialised small model with a tokenizer made from `texts`."""
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    make = word_tokenizer if config.tokenizer == "words" else bpe_tokenizer
+    tokenizer = make(texts, config.vocabulary)
+    eos = tokenizer.eos_token_id
+    size = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=config.width, intermediate_size=-(-config.width * 8 // 3 // 32) * 32,
+        num_hidden_layers=config.depth, num_attention_heads=config.heads, num_key_value_heads=config.heads,
+        max_position_embeddings=config.context, tie_word_embeddings=True, bos_token_id=None, eos_token_id=eos,
+        pad_token_id=eos,
+    )  # fmt: skip
+    with isolated_rng(config.seed):
+        model = LlamaForCausalLM(size)
+    model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=eos)
+    return CausalLM(model.eval(), tokenizer, prompt=prompt, source="from scratch")
+
+
+def answer_loss(model: Any, batch: dict[str, dict[str, Tensor]]) -> tuple[Tensor, dict[str, float]]:
+    """Mean negative log-probability of the answer tokens of the optimiser step."""
+    part = batch["train"]
+    loss = -(answer_logits(model, part).logp_sum * part["token_share"]).sum()
+    return loss, {"nll": float(loss.detach())}
+
+
+def fit(
+    subject: CausalLM, data: Dataset, config: CausalLMConfig, *, work: Path, label: str = "train"
+) -> tuple[list[dict[str, float]], Cost]:
+    """Train the subject's model in place on the answers of `data`; checkpoints live in `work` until done."""
+    rows = subject.encode_rows(data, name="train")
+    batch = whole_batch(len(rows), config.batch_size, config.micro_batch_size, world_size())
+    schedule = Schedule(
+        {"train": Stream(rows)}, anchor="train", epochs=config.epochs, batch_size=batch, seed=config.seed
+    )
+    with measure_cost(label) as cost:
+        log = train(
+            subject.model, schedule, answer_loss, config, folder=make_folder(work), pad_id=subject.pad_id, label=label
+        )
+        cost.items, cost.tokens = len(schedule), schedule.total_tokens
+    shutil.rmtree(work, ignore_errors=True)
+    subject.model.eval()
+    subject.changed()
+    return log.values, cost
+
+
+def learn(
+    data: Sequence[Dataset], out: Path, config: CausalLMConfig, *, model: CausalLM | None = None,
+    prompt: PromptFormat | None = None, tokenizer_data: Sequence[Dataset] = (), label: str = "train",
+) -> CausalLM:  # fmt: skip
+    """Train and save a model; a killed run goes on where it was, a finished one is loaded.
+
+    Args:
+        data: canonical data sets, joined.
+        out: the model folder; `learn.json` in it holds the configuration and the cost.
+        model: what to fine-tune; None builds a model from scratch.
+        tokenizer_data: further sets that the new tokenizer must know (so that several models can share one).
+
+    Raises:
+        RunError: `out` holds a model that was trained with other settings or data.
+    """
+    from efface.data.request import data_digest
+    from efface.errors import RunError
+    from efface.subjects import load_causal_lm
+
+    joined = concatenate_datasets([part.select_columns(["id", "question", "answer"]) for part in data])
+    settings = {
+        "config": config.model_dump(), "data": [data_digest(part) for part in data],
+        "tokenizer_data": [data_digest(part) for part in tokenizer_data],
+        "start": None if model is None else model.digest, "prompt": (prompt or PromptFormat()).model_dump(),
+    }  # fmt: skip
+    digest = digest_value(settings)
+    if (out / "learn.json").exists():
+        if read_json(out / "learn.json")["digest"] != digest:
+            raise RunError(f"{out} holds a model of other settings or data", "an empty folder", "choose another --out")
+        return load_causal_lm(out, prompt=prompt, dtype="float32" if model is None else "auto")
+    if model is None:
+        form = prompt or PromptFormat()
+        texts = sorted({
+            form.prompt.replace("{question}", row["question"]) + form.separator + row["answer"]
+            for part in [*data, *tokenizer_data] for row in part
+        })  # sorted: the tokenizer depends on the texts alone, so models that share texts share it  # fmt: skip
+        model = new_model(config, texts, prompt)
+    work = make_folder(out.parent) / f"{out.name}.work"
+    values, cost = fit(model, joined, config, work=work, label=label)
+    model.source = str(out)
+    model.save(out)
+    last = values[-1]["nll"] if values else None
+    write_json(out / "learn.json", {"digest": digest, **settings, "final_nll": last, "cost": cost.model_dump()})
+    return model
+
+

@@ -1,0 +1,320 @@
+"""The figures of the report as inline SVG: intervals, the trade-off, relearning, and the small marks of verdicts.
+
+Every role and every verdict has a shape of its own beside its colour, so that no figure needs colour to be read.
+Nothing is computed here but positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from efface.audit.finding import Estimate, Threshold
+from efface.report.svg import Scale, drawable, element, mark_text, marks, path, picture
+from efface.report.words import OUTCOMES, interval, number, short_label, with_unit
+from efface.run.record import Curve
+
+ROLES = ("unlearned", "original", "retrained")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of an interval plot: a model with its value, or without one where it was not measured."""
+
+    label: str
+    role: str
+    estimate: Estimate | None
+
+
+@dataclass(frozen=True)
+class Point:
+    """One model in the trade-off figure."""
+
+    label: str
+    kind: str  # original, retrained, or an outcome word
+    utility: float
+    quality: float  # log10 p
+
+
+def slug(word: str) -> str:
+    """The class name of an outcome, a verdict or a role; an unknown word has the look of `not judged`."""
+    name = word.replace(" ", "-")
+    known = {*ROLES, *(key.replace(" ", "-") for key in OUTCOMES)}
+    known |= {"holds", "does-not-hold", "informative", "not-measured"}
+    return name if name in known else "not-judged"
+
+
+def marker(kind: str, x: float, y: float, size: float = 5.0) -> Markup:
+    """The shape of a role or an outcome, centred at (x, y)."""
+    name, class_ = slug(kind), f"mark k-{slug(kind)}"
+
+    def diamond(r: float) -> Markup:
+        return path([(x, y - r), (x + r, y), (x, y + r), (x - r, y)], f"{class_} hollow", close=True)
+
+    def square(r: float) -> Markup:
+        return element("rect", x=x - r, y=y - r, width=2 * r, height=2 * r, class_=f"{class_} hollow")
+
+    def cross(r: float) -> Markup:
+        return path([(x - r, y - r), (x + r, y + r)], class_) + path([(x - r, y + r), (x + r, y - r)], class_)
+
+    def ring(r: float, *inside: Markup) -> Markup:
+        return element("circle", cx=x, cy=y, r=r, class_=f"{class_} hollow") + Markup("").join(inside)
+
+    def half(r: float) -> Markup:
+        arc = f"M{x:.1f} {y - r:.1f} A{r:.1f} {r:.1f} 0 0 0 {x:.1f} {y + r:.1f} Z"
+        return ring(r, element("path", d=arc, class_=f"{class_} solid"))
+
+    def disc(r: float) -> Markup:
+        return element("circle", cx=x, cy=y, r=r, class_=f"{class_} solid")
+
+    shapes: dict[str, Callable[[float], Markup]] = {
+        "original": lambda r: square(r * 0.85), "retrained": lambda r: diamond(r * 1.2), "suppressed": half,
+        "damaged": lambda r: cross(r * 0.85), "not-forgotten": ring, "not-judged": lambda r: ring(r),
+    }  # fmt: skip
+    return shapes.get(name, disc)(size)
+
+
+def outcome_icon(word: str) -> Markup:
+    """The mark of an outcome or a role beside its word; the word carries the meaning."""
+    return element("svg", marker(word, 8, 8, 5.5), class_="icon", viewBox="0 0 16 16", width=16, height=16,
+                   aria_hidden="true")  # fmt: skip
+
+
+def verdict_icon(verdict: str) -> Markup:
+    """The mark of a finding's verdict beside its word: tick, cross, bar or dashed ring."""
+    class_ = f"sign k-{slug(verdict)}"
+    shapes = {
+        "holds": path([(3.5, 8.5), (6.8, 11.8), (12.5, 4.5)], class_),
+        "does not hold": path([(4, 4), (12, 12)], class_) + path([(4, 12), (12, 4)], class_),
+        "informative": path([(3.5, 8), (12.5, 8)], class_),
+    }
+    shape = shapes.get(verdict) or element("circle", cx=8, cy=8, r=5, class_=f"{class_} dashed")
+    return element("svg", shape, class_="icon", viewBox="0 0 16 16", width=16, height=16, aria_hidden="true")
+
+
+def _span(rows: list[Row], extra: list[float]) -> list[float]:
+    """Axis marks for all values and interval ends; 0 to 1 where everything lies there and fills a tenth of it."""
+    values = list(extra)
+    for row in rows:
+        if row.estimate is not None:
+            values += [v for v in (row.estimate.value, row.estimate.low, row.estimate.high) if v is not None]
+    values = [value for value in values if drawable(value)]
+    if not values:
+        return [0.0, 0.5, 1.0]
+    low, high = min(values), max(values)
+    if low >= 0 and high <= 1 and high >= 0.1:
+        return [0.0, 0.25, 0.5, 0.75, 1.0]
+    return marks(min(low, 0.0) if 0 <= low < high / 2 else low, high)
+
+
+def threshold_lines(threshold: Threshold | None, original: Estimate | None, retrained: Estimate | None) -> list[float]:
+    """Where a threshold stands on the metric's own axis: one line, two for a distance, none where it cannot."""
+    if threshold is None:
+        return []
+    if threshold.quantity == "value":
+        lines = [threshold.bound]
+    elif threshold.quantity == "ratio":
+        lines = [] if original is None else [threshold.bound * original.value]
+    else:
+        centre = retrained.value if retrained else None
+        lines = [] if centre is None else [centre - threshold.bound, centre + threshold.bound]
+    return [line for line in lines if drawable(line)]
+
+
+def _zone(threshold: Threshold, lines: list[float], scale: Scale, top: float, height: float) -> Markup:
+    """The part of the axis where the threshold holds, and its edge."""
+    if len(lines) == 2:
+        spans = [(scale(lines[0]), scale(lines[1]))]
+        if threshold.relation != "<=":
+            spans = [(scale.start, spans[0][0]), (spans[0][1], scale.end)]
+    elif threshold.relation == "<=":
+        spans = [(scale.start, scale(lines[0]))]
+    else:
+        spans = [(scale(lines[0]), scale.end)]
+    shapes = [
+        element("rect", x=a, y=top, width=max(b - a, 0.0), height=height, class_="zone") for a, b in spans
+    ]
+    shapes += [
+        path([(scale(line), top), (scale(line), top + height)], "edge")
+        for line in lines
+        if scale.low <= line <= scale.high
+    ]
+    return Markup("").join(shapes)
+
+
+def interval_plot(key: str, title: str, rows: list[Row], unit: str = "", threshold: Threshold | None = None,
+                  lines: list[float] | None = None, labels: float = 74, ranges: bool = True) -> Markup:  # fmt: skip
+    """A small horizontal plot: one line a model, a mark at its value, a bar over its 95 % interval.
+
+    Args:
+        key: unique on the page.
+        title: the metric.
+        rows: models from top to bottom; a row without estimate is drawn as not measured.
+        unit: printed after the values in the description.
+        threshold: shaded where it holds.
+        lines: where the threshold stands on this axis (see `threshold_lines`).
+        labels: width of the label column in drawing units.
+        ranges: print the intervals beside the values.
+    """
+    width, step, top = 400.0, 25.0, 6.0
+    body = step * len(rows)
+    edges = lines or []
+    axis = _span(rows, edges)
+    scale = Scale(axis[0], axis[-1], labels + 8, width - (142 if ranges else 58))
+    shapes = []
+    if threshold is not None and edges:
+        shapes.append(_zone(threshold, edges, scale, top, body))
+    for value in axis:
+        shapes.append(path([(scale(value), top), (scale(value), top + body)], "grid"))
+    for value in (axis[0], axis[len(axis) // 2], axis[-1]):
+        shapes.append(element("text", mark_text(value), x=scale(value), y=top + body + 15, class_="tick middle"))
+    said = []
+    for index, row in enumerate(rows):
+        y = top + step * (index + 0.5)
+        room = int((labels - 2) / 6.4)
+        shapes.append(element("text", short_label(row.label, room), x=labels, y=y + 4, class_="label end"))
+        if row.estimate is None:
+            shapes.append(path([(scale.start, y), (scale.end, y)], "absent"))
+            shapes.append(element("text", "not measured", x=scale.end + 10, y=y + 4, class_="tick absent-word")
+                          if ranges else element("text", "none", x=scale.end + 10, y=y + 4, class_="tick absent-word"))  # fmt: skip
+            said.append(f"{row.label}: not measured")
+            continue
+        value, low, high = row.estimate.value, row.estimate.low, row.estimate.high
+        if low is not None and high is not None and drawable(low) and drawable(high):
+            shapes.append(path([(scale(low), y), (scale(high), y)], f"whisker k-{slug(row.role)}"))
+        if drawable(value):
+            shapes.append(marker(row.role, scale(value), y, 4.6))
+        printed = interval(row.estimate) if ranges else number(value)
+        shapes.append(element("text", printed, x=scale.end + 10, y=y + 4, class_="value"))
+        between = "" if low is None or high is None else f", 95 % interval {number(low)} to {number(high)}"
+        said.append(f"{row.label}: {with_unit(number(value), unit)}{between}")
+    if threshold is not None and edges:
+        said.append(f"threshold: {threshold.words()}")
+    return picture(key, title, "; ".join(said), width, top + body + 22, *shapes, class_="figure intervals")
+
+
+FLOOR = -30.0
+"""Lowest log10 p that has a place of its own; what is smaller stands at the floor with its value beside it."""
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
+    """Shared area of two boxes (x0, y0, x1, y1)."""
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
+def _place(x: float, y: float, text: str, taken: list[tuple[float, float, float, float]],
+           frame: tuple[float, float, float, float], size: float) -> tuple[float, float, str]:  # fmt: skip
+    """The spot beside a point where its label covers least; returns x, baseline y and the anchor's class."""
+    wide, best = len(text) * size * 0.57, None
+    spots = [(9, 4, "start"), (-9, 4, "end"), (0, -11, "middle"), (0, 20, "middle")]
+    spots += [(9, dy, "start") for dy in (-12, 19, -26, 33)] + [(-9, dy, "end") for dy in (-12, 19, -26, 33)]
+    for order, (dx, dy, anchor) in enumerate(spots):
+        left = x + dx - {"start": 0.0, "end": wide, "middle": wide / 2}[anchor]
+        box = (left, y + dy - size, left + wide, y + dy + 3)
+        outside = (box[2] - box[0]) * (box[3] - box[1]) - _overlap(box, frame)
+        cost = sum(_overlap(box, other) for other in taken) + 4 * outside + order * 2
+        if best is None or cost < best[0]:
+            best = (cost, x + dx, y + dy, anchor, box)
+    assert best is not None
+    taken.append(best[4])
+    return best[1], best[2], best[3]
+
+
+def tradeoff(key: str, points: list[Point], bound: float | None = None, width: float = 820,
+             height: float = 440) -> Markup:  # fmt: skip
+    """Forget quality against model utility, one mark a model; upper right is where one wants to be.
+
+    Args:
+        key: unique on the page.
+        points: methods and, where measured, the original and the retrained model.
+        bound: the threshold on log10 p, where the run fixed one.
+        width: width in drawing units; below 500 the figure takes its narrow form.
+        height: height in drawing units.
+    """
+    shown = [point for point in points if drawable(point.utility) and drawable(point.quality)]
+    narrow = width < 500
+    xs = marks(0.0, max([1.0 if any(p.utility > 0.5 for p in shown) else 0.5, *(p.utility for p in shown)]), 5)
+    lowest = min([-5.0, *(p.quality for p in shown)])
+    ys = marks(max(FLOOR, lowest), max([0.0, *(p.quality for p in shown)]), 6)
+    left, right, top, bottom = (46.0, width - 12, 14.0, height - 46) if narrow else (66.0, width - 20, 18.0, height - 52)
+    across, up = Scale(xs[0], xs[-1], left, right), Scale(ys[0], ys[-1], bottom - 14, top + 18)
+    shapes = [element("rect", x=left, y=top, width=right - left, height=bottom - top, class_="frame")]
+    if bound is not None and ys[0] <= bound <= ys[-1]:
+        shapes.append(element("rect", x=left, y=top, width=right - left, height=up(bound) - top, class_="zone"))
+        shapes.append(path([(left, up(bound)), (right, up(bound))], "edge"))
+    for value in xs:
+        shapes.append(path([(across(value), top), (across(value), bottom)], "grid"))
+        shapes.append(element("text", mark_text(value), x=across(value), y=bottom + 17, class_="tick middle"))
+    for value in ys:
+        shapes.append(path([(left, up(value)), (right, up(value))], "grid"))
+        shapes.append(element("text", mark_text(value), x=left - 8, y=up(value) + 4, class_="tick end"))
+    shapes.append(element("text", "model utility → more useful", x=(left + right) / 2, y=height - 8,
+                          class_="axis middle"))  # fmt: skip
+    shapes.append(element("text", "log10 p of forget quality → less to tell apart", x=0, y=0, class_="axis middle",
+                          transform=f"translate(12 {(top + bottom) / 2:.0f}) rotate(-90)"))  # fmt: skip
+    size = 11.5 if narrow else 13.0
+    taken = [(across(p.utility) - 7, up(p.quality) - 7, across(p.utility) + 7, up(p.quality) + 7) for p in shown]
+    said = []
+    for point in shown:
+        x, y = across(point.utility), up(point.quality)
+        shapes.append(marker(point.kind, x, y, 5.5 if narrow else 6.5))
+        text = short_label(point.label, 22 if narrow else 32)
+        if point.quality < ys[0]:
+            text += f" ({number(point.quality)} ↓)"
+        tx, ty, anchor = _place(x, y, text, taken, (left, top, right, bottom), size)
+        strong = " strong" if point.kind in ("original", "retrained") else ""
+        shapes.append(element("text", text, x=tx, y=ty, class_=f"label {anchor}{strong}{' small' if narrow else ''}"))
+        said.append(f"{point.label} ({point.kind}): utility {number(point.utility)}, log10 p {number(point.quality)}")
+    return picture(key, "Forget quality against model utility", "; ".join(said), width, height, *shapes,
+                   class_=f"figure {'only-narrow' if narrow else 'only-wide'}")  # fmt: skip
+
+
+def relearning_plot(key: str, title: str, curves: list[Curve], width: float = 400, height: float = 250,
+                    class_: str = "figure", top_value: float | None = None) -> Markup:  # fmt: skip
+    """Score on the forget set against steps of relearning, one line a model, with its interval as a band.
+
+    Args:
+        key: unique on the page.
+        title: what the figure shows.
+        curves: one a role; steps and values have the same length.
+        width: width in drawing units.
+        height: height in drawing units.
+        class_: class of the svg element.
+        top_value: largest value of all panels that share a scale, or None.
+    """
+    points = [(s, v) for c in curves for s, v in zip(c.steps, c.values, strict=True) if drawable(v)]
+    ends = [v for c in curves for v in [*(c.low or []), *(c.high or [])] if drawable(v)]
+    values = [*(v for _, v in points), *ends, *([] if top_value is None else [top_value])] or [1.0]
+    floor, ceiling = min(0.0, *values), max(values)
+    ys = marks(floor, 1.0 if 0.5 < ceiling <= 1 else ceiling, 4)
+    xs = marks(0.0, max([s for s, _ in points] or [1]), 4)
+    left, right, top, bottom = 44.0, width - 14, 12.0, height - 40
+    across, up = Scale(xs[0], xs[-1], left, right), Scale(ys[0], ys[-1], bottom, top)
+    shapes = []
+    for value in ys:
+        shapes.append(path([(left, up(value)), (right, up(value))], "grid"))
+        shapes.append(element("text", mark_text(value), x=left - 8, y=up(value) + 4, class_="tick end"))
+    for value in xs:
+        shapes.append(path([(across(value), bottom), (across(value), bottom + 4)], "grid"))
+        shapes.append(element("text", mark_text(value), x=across(value), y=bottom + 17, class_="tick middle"))
+    shapes.append(element("text", "steps of relearning", x=(left + right) / 2, y=height - 5, class_="axis middle"))
+    said = []
+    for curve in sorted(curves, key=lambda c: ("original", "retrained", "unlearned").index(c.role)):
+        kind = f"k-{slug(curve.role)}"
+        line = [(across(s), up(v)) for s, v in zip(curve.steps, curve.values, strict=True) if drawable(v)]
+        if curve.low is not None and curve.high is not None:
+            both = [(across(s), up(a), up(b)) for s, a, b in zip(curve.steps, curve.low, curve.high, strict=True)
+                    if drawable(a) and drawable(b)]  # fmt: skip
+            if both:
+                area = [(x, b) for x, _, b in both] + [(x, a) for x, a, _ in reversed(both)]
+                shapes.append(path(area, f"band {kind}", close=True))
+        if line:
+            shapes.append(path(line, f"curve {kind}"))
+        every = max(1, -(-len(line) // 8))
+        shapes += [marker(curve.role, x, y, 3.6) for x, y in line[::every]]
+        reached = "not reached" if curve.reached is None else f"reached at step {curve.reached}"
+        ends_at = number(curve.values[-1]) if curve.values else "no value"
+        said.append(f"{curve.role}: ends at {ends_at}, target {reached}")
+    return picture(key, title, "; ".join(said), width, height, *shapes, class_=class_)

@@ -1,0 +1,1 @@
+"""Run folders: atomic files, digests, manifests, costs. The lowest room: it knows no model."""

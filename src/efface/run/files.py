@@ -1,0 +1,165 @@
+"""Files that are either whole or absent.
+
+Every file is written under a temporary name in the same folder, flushed to the disk, and renamed. A kill at any
+moment leaves the old file or the new one, never a part. A disk that is full or read-only is a `StorageError`
+with the path in it, and the temporary file is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from efface.errors import StorageError
+
+PARTIAL = ".partial-"
+"""Prefix of every temporary name; whatever carries it is not finished and may be deleted."""
+
+
+def explain(error: OSError | Exception, path: Path) -> StorageError:
+    """Turn an operating-system error into one readable line."""
+    number = getattr(error, "errno", None)
+    text = str(error)
+    reasons = {
+        errno.ENOSPC: "the disk is full; free space and run the same command again",
+        errno.EDQUOT: "the disk quota is used up; free space and run the same command again",
+        errno.EFBIG: "the file would be larger than this system allows; choose another folder",
+        errno.EROFS: "the file system is read-only; choose another folder with --out",
+        errno.EACCES: "permission denied; choose a folder that you may write to with --out",
+        errno.EPERM: "permission denied; choose a folder that you may write to with --out",
+        errno.ENOTDIR: "a part of this path is a file, not a folder; choose another folder with --out",
+        errno.ENOENT: "the folder cannot be made here; choose another folder with --out",
+    }
+    if number is None:  # libraries that wrap the number into their text (safetensors, pyarrow)
+        for code in reasons:
+            if f"os error {code}" in text or f"[errno {code}]" in text.lower() or os.strerror(code) in text:
+                number = code
+    reason = reasons.get(number or -1, text)
+    return StorageError(f"cannot write {path}: {reason}")
+
+
+@contextlib.contextmanager
+def storage(path: Path) -> Iterator[None]:
+    """Every failure to write inside this block becomes a `StorageError` that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise explain(error, path) from error
+    except Exception as error:
+        if type(error).__name__ == "SafetensorError" and "I/O" in str(error):
+            raise explain(error, path) from error
+        raise
+
+
+def make_folder(path: Path) -> Path:
+    """Create a folder and its parents."""
+    with storage(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def flush(path: Path) -> None:
+    """Ask the system to put a file or folder on the disk now."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def write_with(path: Path, writer: Callable[[Path], object]) -> Path:
+    """Let `writer` fill a temporary file, then put it at `path` in one step.
+
+    Args:
+        path: where the finished file goes.
+        writer: called with the temporary path; must create that file.
+    """
+    path = Path(path)
+    make_folder(path.parent)
+    partial = path.parent / f"{PARTIAL}{os.getpid()}-{path.name}"
+    try:
+        with storage(path):
+            writer(partial)
+            flush(partial)
+            os.replace(partial, path)
+            flush(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def write_bytes(path: Path, data: bytes) -> Path:
+    """Write bytes atomically."""
+    return write_with(path, lambda partial: partial.write_bytes(data))
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write UTF-8 text atomically."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Write readable JSON atomically; NaN and infinity are refused (they are not JSON)."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    return write_text(path, text + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; a broken file is a `StorageError` that names it."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise StorageError(f"{path} is not valid JSON ({error}); it was changed after it was written") from error
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Fill a temporary folder; on success it takes the place of `path` in one rename.
+
+    An older folder at `path` is replaced. On any error the temporary folder is removed and `path` stays as it was.
+    """
+    path = Path(path)
+    make_folder(path.parent)
+    with storage(path):
+        partial = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{path.name}-", dir=path.parent))
+    try:
+        with storage(path):
+            os.chmod(partial, 0o755)
+            yield partial
+            for file in partial.rglob("*"):
+                flush(file)
+            if path.exists():
+                old = path.parent / f"{PARTIAL}old-{os.getpid()}-{path.name}"
+                os.replace(path, old)
+                os.replace(partial, path)
+                shutil.rmtree(old)
+            else:
+                os.replace(partial, path)
+            flush(path.parent)
+    finally:
+        if partial.exists():
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def sweep(folder: Path) -> list[str]:
+    """Delete what a killed run left unfinished in `folder` (recursively); returns the names."""
+    gone = []
+    for path in sorted(folder.rglob(f"{PARTIAL}*")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        gone.append(path.name)
+    return gone

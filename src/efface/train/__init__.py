@@ -1,0 +1,1 @@
+"""The one training engine, parameter scopes and the reference cache."""

@@ -1,0 +1,53 @@
+"""Training settings that every recipe and every objective share; typed, frozen, unknown keys refused."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from efface.errors import ConfigError, nearest
+
+ConfigT = TypeVar("ConfigT", bound="Settings")
+
+
+class Settings(BaseModel):
+    """Base of every configuration."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @classmethod
+    def parse(cls, values: dict[str, Any], *, owner: str = "") -> Self:
+        """Build from plain values (command line, YAML).
+
+        Raises:
+            ConfigError: an unknown key, with the nearest known one; or a value of the wrong type or range.
+        """
+        for key in values:
+            if key not in cls.model_fields:
+                raise ConfigError(f"unknown key '{key}'{f' for {owner}' if owner else ''}", None, nearest(key, cls.model_fields))
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"]) or "config"
+            text = cls.model_fields[key].description if key in cls.model_fields else ""
+            raise ConfigError(
+                f"{key}={first['input']!r}", first["msg"].lower(), f"{key}: {text}" if text else None
+            ) from error
+
+
+class TrainConfig(Settings):
+    """Optimisation. Defaults of a system override these and name their source on the system's own config."""
+
+    learning_rate: float = Field(1e-5, gt=0, description="peak learning rate of AdamW")
+    epochs: float = Field(5, gt=0, description="passes over the anchor set")
+    batch_size: int = Field(32, ge=1, description="examples of the anchor set in one optimiser step, all processes together")
+    micro_batch_size: int | None = Field(None, ge=1, description="examples in one forward pass; default: the whole batch")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay")
+    warmup_ratio: float = Field(0.0, ge=0, le=1, description="share of the steps with linear warm-up")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="learning rate after the warm-up")
+    max_grad_norm: float = Field(1.0, gt=0, description="clip the gradient's norm")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="autocast precision of the forward pass")
+    seed: int = Field(0, ge=0, description="seed of data order, adapters and dropout")
+    checkpoint_seconds: float = Field(120.0, gt=0, description="at most this much work is lost to a kill")

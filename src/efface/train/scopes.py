@@ -1,0 +1,122 @@
+"""Scopes: which parameters may move. All, some layers, or a low-rank adapter.
+
+A parameter outside the scope is not given to the optimiser at all, so neither weight decay nor momentum moves it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from efface.errors import ConfigError
+from efface.train.config import Settings
+
+LAYER = re.compile(r"\.(?:layers|h|blocks|block)\.(\d+)\.")
+
+
+class ScopeConfig(Settings):
+    """The part of a configuration that says what may move."""
+
+    scope: Literal["all", "layers", "lora"] = Field("all", description="all weights, some layers, or a LoRA adapter")
+    layers: str | None = Field(None, description="for scope=layers: indices and ranges, '0,3-5'; negative counts from the end")
+    lora_rank: int = Field(8, ge=1, description="rank of the adapter (peft's default)")
+    lora_alpha: float = Field(16, gt=0, description="scale of the adapter: alpha / rank")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
+    lora_targets: str = Field("all-linear", description="modules that get an adapter: comma-separated names or all-linear")
+
+
+def layer_indices(text: str, depth: int) -> set[int]:
+    """Parse '0,3-5,-1' for a model of `depth` layers.
+
+    Raises:
+        ConfigError: not of that form, or out of range.
+    """
+    found: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(-?\d+)(?:\s*-\s*(\d+))?\s*", part)
+        if not match:
+            raise ConfigError(f"layers='{text}'", "indices and ranges such as '0,3-5' or '-1'")
+        start = int(match[1])
+        start = start + depth if start < 0 else start
+        stop = int(match[2]) if match[2] else start
+        if not (0 <= start <= stop < depth):
+            raise ConfigError(f"layers='{text}'", f"layers between 0 and {depth - 1}", "count from 0")
+        found.update(range(start, stop + 1))
+    return found
+
+
+def depth_of(model: torch.nn.Module) -> int:
+    """Number of transformer layers, from parameter names."""
+    found = [int(match[1]) for name, _ in model.named_parameters() if (match := LAYER.search(name))]
+    return max(found) + 1 if found else 0
+
+
+@contextlib.contextmanager
+def scoped(model: Any, config: ScopeConfig) -> Iterator[Any]:
+    """Let only the scope's parameters require gradients; yields the model to train.
+
+    With `lora` the yielded model is a PEFT model around the given one; on leaving, the adapter is taken off again.
+    The former `requires_grad` flags come back in every case.
+    """
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    try:
+        if config.scope == "lora":
+            yield _with_lora(model, config)
+        else:
+            _choose(model, config)
+            yield model
+    finally:
+        _without_lora(model)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(flags[name])
+            parameter.grad = None
+
+
+def _choose(model: torch.nn.Module, config: ScopeConfig) -> None:
+    if config.scope == "all":
+        if config.layers is not None:
+            raise ConfigError(f"layers='{config.layers}' with scope=all", "scope=layers", "set scope=layers")
+        chosen = None
+    else:
+        if config.layers is None:
+            raise ConfigError("scope=layers without layers", "layers='0,3-5'", "say which layers may move")
+        chosen = layer_indices(config.layers, depth_of(model))
+    for name, parameter in model.named_parameters():
+        match = LAYER.search(name)
+        parameter.requires_grad_(chosen is None or (match is not None and int(match[1]) in chosen))
+
+
+def _with_lora(model: Any, config: ScopeConfig) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    targets = config.lora_targets if config.lora_targets == "all-linear" else config.lora_targets.split(",")
+    settings = LoraConfig(
+        r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, target_modules=targets,
+        task_type="CAUSAL_LM",
+    )  # fmt: skip
+    try:
+        return get_peft_model(model, settings)
+    except ValueError as error:
+        raise ConfigError(
+            f"lora_targets='{config.lora_targets}' ({str(error)[:120]})", "names of linear modules of this model"
+        ) from error
+
+
+def _without_lora(model: Any) -> None:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if not any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        return
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            parent = model.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], module.get_base_layer())
+    for attribute in ("peft_config", "_hf_peft_config_loaded"):
+        if hasattr(model, attribute):
+            with contextlib.suppress(AttributeError):
+                delattr(model, attribute)
