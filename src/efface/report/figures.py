@@ -70,16 +70,27 @@ def marker(kind: str, x: float, y: float, size: float = 5.0) -> Markup:
         return element("circle", cx=x, cy=y, r=r, class_=f"{class_} solid")
 
     shapes: dict[str, Callable[[float], Markup]] = {
-        "original": lambda r: square(r * 0.85), "retrained": lambda r: diamond(r * 1.2), "suppressed": half,
-        "damaged": lambda r: cross(r * 0.85), "not-forgotten": ring, "not-judged": lambda r: ring(r),
-    }  # fmt: skip
+        "original": lambda r: square(r * 0.85),
+        "retrained": lambda r: diamond(r * 1.2),
+        "suppressed": half,
+        "damaged": lambda r: cross(r * 0.85),
+        "not-forgotten": ring,
+        "not-judged": lambda r: ring(r),
+    }
     return shapes.get(name, disc)(size)
 
 
 def outcome_icon(word: str) -> Markup:
     """The mark of an outcome or a role beside its word; the word carries the meaning."""
-    return element("svg", marker(word, 8, 8, 5.5), class_="icon", viewBox="0 0 16 16", width=16, height=16,
-                   aria_hidden="true")  # fmt: skip
+    return element(
+        "svg",
+        marker(word, 8, 8, 5.5),
+        class_="icon",
+        viewBox="0 0 16 16",
+        width=16,
+        height=16,
+        aria_hidden="true",
+    )
 
 
 def verdict_icon(verdict: str) -> Markup:
@@ -95,7 +106,11 @@ def verdict_icon(verdict: str) -> Markup:
 
 
 def _span(rows: list[Row], extra: list[float]) -> list[float]:
-    """Axis marks for all values and interval ends; 0 to 1 where everything lies there and fills a tenth of it."""
+    """Axis marks for all values and interval ends; 0 to 1 where everything lies there and fills a tenth of it.
+
+    A value far beyond the original, the retrained model and the threshold does not stretch the axis: it would press
+    all others into one spot. It stands at the edge with an arrow.
+    """
     values = list(extra)
     for row in rows:
         if row.estimate is not None:
@@ -104,12 +119,18 @@ def _span(rows: list[Row], extra: list[float]) -> list[float]:
     if not values:
         return [0.0, 0.5, 1.0]
     low, high = min(values), max(values)
+    anchors = [row.estimate.value for row in rows if row.estimate and row.role in ("original", "retrained")]
+    anchors = [abs(value) for value in [*anchors, *extra] if drawable(value)]
+    if low >= 0 and anchors and 0 < 8 * max(anchors) < high:
+        high = 2 * max(anchors)
     if low >= 0 and high <= 1 and high >= 0.1:
         return [0.0, 0.25, 0.5, 0.75, 1.0]
     return marks(min(low, 0.0) if 0 <= low < high / 2 else low, high)
 
 
-def threshold_lines(threshold: Threshold | None, original: Estimate | None, retrained: Estimate | None) -> list[float]:
+def threshold_lines(
+    threshold: Threshold | None, original: Estimate | None, retrained: Estimate | None
+) -> list[float]:
     """Where a threshold stands on the metric's own axis: one line, two for a distance, none where it cannot."""
     if threshold is None:
         return []
@@ -144,8 +165,16 @@ def _zone(threshold: Threshold, lines: list[float], scale: Scale, top: float, he
     return Markup("").join(shapes)
 
 
-def interval_plot(key: str, title: str, rows: list[Row], unit: str = "", threshold: Threshold | None = None,
-                  lines: list[float] | None = None, labels: float = 74, ranges: bool = True) -> Markup:  # fmt: skip
+def interval_plot(
+    key: str,
+    title: str,
+    rows: list[Row],
+    unit: str = "",
+    threshold: Threshold | None = None,
+    lines: list[float] | None = None,
+    labels: float = 74,
+    ranges: bool = True,
+) -> Markup:
     """A small horizontal plot: one line a model, a mark at its value, a bar over its 95 % interval.
 
     Args:
@@ -168,8 +197,10 @@ def interval_plot(key: str, title: str, rows: list[Row], unit: str = "", thresho
         shapes.append(_zone(threshold, edges, scale, top, body))
     for value in axis:
         shapes.append(path([(scale(value), top), (scale(value), top + body)], "grid"))
-    for value in (axis[0], axis[len(axis) // 2], axis[-1]):
-        shapes.append(element("text", mark_text(value), x=scale(value), y=top + body + 15, class_="tick middle"))
+    for value in (axis[0], axis[len(axis) // 2], axis[-1]) if len(axis) % 2 else (axis[0], axis[-1]):
+        shapes.append(
+            element("text", mark_text(value), x=scale(value), y=top + body + 15, class_="tick middle")
+        )
     said = []
     for index, row in enumerate(rows):
         y = top + step * (index + 0.5)
@@ -177,15 +208,18 @@ def interval_plot(key: str, title: str, rows: list[Row], unit: str = "", thresho
         shapes.append(element("text", short_label(row.label, room), x=labels, y=y + 4, class_="label end"))
         if row.estimate is None:
             shapes.append(path([(scale.start, y), (scale.end, y)], "absent"))
-            shapes.append(element("text", "not measured", x=scale.end + 10, y=y + 4, class_="tick absent-word")
-                          if ranges else element("text", "none", x=scale.end + 10, y=y + 4, class_="tick absent-word"))  # fmt: skip
+            words = "not measured" if ranges else "absent"
+            shapes.append(element("text", words, x=scale.end + 10, y=y + 4, class_="tick absent-word"))
             said.append(f"{row.label}: not measured")
             continue
         value, low, high = row.estimate.value, row.estimate.low, row.estimate.high
-        if low is not None and high is not None and drawable(low) and drawable(high):
+        if low is not None and high is not None and drawable(low) and drawable(high) and low <= axis[-1]:
             shapes.append(path([(scale(low), y), (scale(high), y)], f"whisker k-{slug(row.role)}"))
-        if drawable(value):
+        if drawable(value) and axis[0] <= value <= axis[-1]:
             shapes.append(marker(row.role, scale(value), y, 4.6))
+        elif drawable(value):
+            x, tip = (scale.end, 7.0) if value > axis[-1] else (scale.start, -7.0)
+            shapes.append(path([(x - tip, y - 5), (x, y), (x - tip, y + 5)], f"beyond k-{slug(row.role)}"))
         printed = interval(row.estimate) if ranges else number(value)
         shapes.append(element("text", printed, x=scale.end + 10, y=y + 4, class_="value"))
         between = "" if low is None or high is None else f", 95 % interval {number(low)} to {number(high)}"
@@ -204,17 +238,23 @@ def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float,
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
-def _place(x: float, y: float, text: str, taken: list[tuple[float, float, float, float]],
-           frame: tuple[float, float, float, float], size: float) -> tuple[float, float, str]:  # fmt: skip
+def _place(
+    x: float,
+    y: float,
+    text: str,
+    taken: list[tuple[float, float, float, float]],
+    frame: tuple[float, float, float, float],
+    size: float,
+) -> tuple[float, float, str]:
     """The spot beside a point where its label covers least; returns x, baseline y and the anchor's class."""
     wide, best = len(text) * size * 0.57, None
-    spots = [(9, 4, "start"), (-9, 4, "end"), (0, -11, "middle"), (0, 20, "middle")]
-    spots += [(9, dy, "start") for dy in (-12, 19, -26, 33)] + [(-9, dy, "end") for dy in (-12, 19, -26, 33)]
+    spots = [(12, 4, "start"), (-12, 4, "end"), (0, -12, "middle"), (0, 21, "middle")]
+    spots += [(9, dy, "start") for dy in (-9, 17, -25, 33)] + [(-9, dy, "end") for dy in (-9, 17, -25, 33)]
     for order, (dx, dy, anchor) in enumerate(spots):
         left = x + dx - {"start": 0.0, "end": wide, "middle": wide / 2}[anchor]
         box = (left, y + dy - size, left + wide, y + dy + 3)
         outside = (box[2] - box[0]) * (box[3] - box[1]) - _overlap(box, frame)
-        cost = sum(_overlap(box, other) for other in taken) + 4 * outside + order * 2
+        cost = 3 * sum(_overlap(box, other) for other in taken) + 4 * outside + order
         if best is None or cost < best[0]:
             best = (cost, x + dx, y + dy, anchor, box)
     assert best is not None
@@ -222,8 +262,9 @@ def _place(x: float, y: float, text: str, taken: list[tuple[float, float, float,
     return best[1], best[2], best[3]
 
 
-def tradeoff(key: str, points: list[Point], bound: float | None = None, width: float = 820,
-             height: float = 440) -> Markup:  # fmt: skip
+def tradeoff(
+    key: str, points: list[Point], bound: float | None = None, width: float = 820, height: float = 440
+) -> Markup:
     """Forget quality against model utility, one mark a model; upper right is where one wants to be.
 
     Args:
@@ -235,14 +276,20 @@ def tradeoff(key: str, points: list[Point], bound: float | None = None, width: f
     """
     shown = [point for point in points if drawable(point.utility) and drawable(point.quality)]
     narrow = width < 500
-    xs = marks(0.0, max([1.0 if any(p.utility > 0.5 for p in shown) else 0.5, *(p.utility for p in shown)]), 5)
+    xs = marks(
+        0.0, max([1.0 if any(p.utility > 0.5 for p in shown) else 0.5, *(p.utility for p in shown)]), 5
+    )
     lowest = min([-5.0, *(p.quality for p in shown)])
     ys = marks(max(FLOOR, lowest), max([0.0, *(p.quality for p in shown)]), 6)
-    left, right, top, bottom = (46.0, width - 12, 14.0, height - 46) if narrow else (66.0, width - 20, 18.0, height - 52)
+    left, right, top, bottom = (
+        (46.0, width - 12, 14.0, height - 46) if narrow else (66.0, width - 20, 18.0, height - 52)
+    )
     across, up = Scale(xs[0], xs[-1], left, right), Scale(ys[0], ys[-1], bottom - 14, top + 18)
     shapes = [element("rect", x=left, y=top, width=right - left, height=bottom - top, class_="frame")]
     if bound is not None and ys[0] <= bound <= ys[-1]:
-        shapes.append(element("rect", x=left, y=top, width=right - left, height=up(bound) - top, class_="zone"))
+        shapes.append(
+            element("rect", x=left, y=top, width=right - left, height=up(bound) - top, class_="zone")
+        )
         shapes.append(path([(left, up(bound)), (right, up(bound))], "edge"))
     for value in xs:
         shapes.append(path([(across(value), top), (across(value), bottom)], "grid"))
@@ -250,12 +297,25 @@ def tradeoff(key: str, points: list[Point], bound: float | None = None, width: f
     for value in ys:
         shapes.append(path([(left, up(value)), (right, up(value))], "grid"))
         shapes.append(element("text", mark_text(value), x=left - 8, y=up(value) + 4, class_="tick end"))
-    shapes.append(element("text", "model utility → more useful", x=(left + right) / 2, y=height - 8,
-                          class_="axis middle"))  # fmt: skip
-    shapes.append(element("text", "log10 p of forget quality → less to tell apart", x=0, y=0, class_="axis middle",
-                          transform=f"translate(12 {(top + bottom) / 2:.0f}) rotate(-90)"))  # fmt: skip
+    shapes.append(
+        element(
+            "text", "model utility → more useful", x=(left + right) / 2, y=height - 8, class_="axis middle"
+        )
+    )
+    shapes.append(
+        element(
+            "text",
+            "log10 p of forget quality → less to tell apart",
+            x=0,
+            y=0,
+            class_="axis middle",
+            transform=f"translate(12 {(top + bottom) / 2:.0f}) rotate(-90)",
+        )
+    )
     size = 11.5 if narrow else 13.0
-    taken = [(across(p.utility) - 7, up(p.quality) - 7, across(p.utility) + 7, up(p.quality) + 7) for p in shown]
+    taken = [
+        (across(p.utility) - 9, up(p.quality) - 9, across(p.utility) + 9, up(p.quality) + 9) for p in shown
+    ]
     said = []
     for point in shown:
         x, y = across(point.utility), up(point.quality)
@@ -265,14 +325,32 @@ def tradeoff(key: str, points: list[Point], bound: float | None = None, width: f
             text += f" ({number(point.quality)} ↓)"
         tx, ty, anchor = _place(x, y, text, taken, (left, top, right, bottom), size)
         strong = " strong" if point.kind in ("original", "retrained") else ""
-        shapes.append(element("text", text, x=tx, y=ty, class_=f"label {anchor}{strong}{' small' if narrow else ''}"))
-        said.append(f"{point.label} ({point.kind}): utility {number(point.utility)}, log10 p {number(point.quality)}")
-    return picture(key, "Forget quality against model utility", "; ".join(said), width, height, *shapes,
-                   class_=f"figure {'only-narrow' if narrow else 'only-wide'}")  # fmt: skip
+        shapes.append(
+            element("text", text, x=tx, y=ty, class_=f"label {anchor}{strong}{' small' if narrow else ''}")
+        )
+        said.append(
+            f"{point.label} ({point.kind}): utility {number(point.utility)}, log10 p {number(point.quality)}"
+        )
+    return picture(
+        key,
+        "Forget quality against model utility",
+        "; ".join(said),
+        width,
+        height,
+        *shapes,
+        class_=f"figure {'only-narrow' if narrow else 'only-wide'}",
+    )
 
 
-def relearning_plot(key: str, title: str, curves: list[Curve], width: float = 400, height: float = 250,
-                    class_: str = "figure", top_value: float | None = None) -> Markup:  # fmt: skip
+def relearning_plot(
+    key: str,
+    title: str,
+    curves: list[Curve],
+    width: float = 400,
+    height: float = 250,
+    class_: str = "figure",
+    top_value: float | None = None,
+) -> Markup:
     """Score on the forget set against steps of relearning, one line a model, with its interval as a band.
 
     Args:
@@ -288,25 +366,30 @@ def relearning_plot(key: str, title: str, curves: list[Curve], width: float = 40
     ends = [v for c in curves for v in [*(c.low or []), *(c.high or [])] if drawable(v)]
     values = [*(v for _, v in points), *ends, *([] if top_value is None else [top_value])] or [1.0]
     floor, ceiling = min(0.0, *values), max(values)
-    ys = marks(floor, 1.0 if 0.5 < ceiling <= 1 else ceiling, 4)
+    ys = marks(floor, 1.0 if 0.5 < ceiling <= 1 else ceiling, 5)
     xs = marks(0.0, max([s for s, _ in points] or [1]), 4)
-    left, right, top, bottom = 44.0, width - 14, 12.0, height - 40
+    left, right, top, bottom = 44.0, width - 14, 26.0, height - 40
     across, up = Scale(xs[0], xs[-1], left, right), Scale(ys[0], ys[-1], bottom, top)
-    shapes = []
+    shapes = [element("text", "score on the forget set", x=left - 26, y=10, class_="axis")]
     for value in ys:
         shapes.append(path([(left, up(value)), (right, up(value))], "grid"))
         shapes.append(element("text", mark_text(value), x=left - 8, y=up(value) + 4, class_="tick end"))
     for value in xs:
         shapes.append(path([(across(value), bottom), (across(value), bottom + 4)], "grid"))
         shapes.append(element("text", mark_text(value), x=across(value), y=bottom + 17, class_="tick middle"))
-    shapes.append(element("text", "steps of relearning", x=(left + right) / 2, y=height - 5, class_="axis middle"))
+    shapes.append(
+        element("text", "steps of relearning", x=(left + right) / 2, y=height - 5, class_="axis middle")
+    )
     said = []
     for curve in sorted(curves, key=lambda c: ("original", "retrained", "unlearned").index(c.role)):
         kind = f"k-{slug(curve.role)}"
         line = [(across(s), up(v)) for s, v in zip(curve.steps, curve.values, strict=True) if drawable(v)]
         if curve.low is not None and curve.high is not None:
-            both = [(across(s), up(a), up(b)) for s, a, b in zip(curve.steps, curve.low, curve.high, strict=True)
-                    if drawable(a) and drawable(b)]  # fmt: skip
+            both = [
+                (across(s), up(a), up(b))
+                for s, a, b in zip(curve.steps, curve.low, curve.high, strict=True)
+                if drawable(a) and drawable(b)
+            ]
             if both:
                 area = [(x, b) for x, _, b in both] + [(x, a) for x, a, _ in reversed(both)]
                 shapes.append(path(area, f"band {kind}", close=True))

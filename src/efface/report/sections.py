@@ -14,7 +14,7 @@ from markupsafe import Markup
 from efface.audit.finding import Estimate, Finding
 from efface.report.data import MethodResult, ReportData
 from efface.report.figures import Point, Row, interval_plot, relearning_plot, threshold_lines, tradeoff
-from efface.report.words import DIRECTIONS, GROUPS, OUTCOMES, listing, number, plural, relations
+from efface.report.words import DIRECTIONS, GROUPS, OUTCOMES, listing, number, plural, relations, short_label
 from efface.run.record import Example, SetRecord
 
 UTILITY = "tofu/model_utility"
@@ -29,7 +29,10 @@ def rank(results: Iterable[MethodResult]) -> list[MethodResult]:
     def place(result: MethodResult) -> tuple[float, ...]:
         word = result.outcome.word
         values = [value_of(result, UTILITY), value_of(result, QUALITY)]
-        return (order.index(word) if word in order else len(order), *(-(v if v is not None else -1e9) for v in values))
+        return (
+            order.index(word) if word in order else len(order),
+            *(-(v if v is not None else -1e9) for v in values),
+        )
 
     return sorted(results, key=place)
 
@@ -61,15 +64,16 @@ def headline(results: list[MethodResult]) -> str:
 
 
 def evidence(results: list[MethodResult]) -> str:
-    """What the evidence says: the audit's sentence for one method, the methods by verdict for several."""
+    """What the evidence says: the audit's sentence on the first of `results`, the others by verdict."""
     if len(results) == 1:
         return results[0].outcome.sentence
-    parts = []
-    for word in dict.fromkeys([*OUTCOMES, *(result.outcome.word for result in results)]):
-        names = [result.label for result in results if result.outcome.word == word]
+    best, rest = results[0], results[1:]
+    parts = [f"{short_label(best.label, 60)} comes first: {best.outcome.sentence}"]
+    for word in dict.fromkeys([*OUTCOMES, *(result.outcome.word for result in rest)]):
+        names = [short_label(result.label, 60) for result in rest if result.outcome.word == word]
         if names:
-            parts.append(f"{word}: {listing(names)}")
-    return "; ".join(parts) + "."
+            parts.append(f"{word[:1].upper()}{word[1:]}: {listing(names)}.")
+    return " ".join(parts)
 
 
 def asked(data: ReportData) -> str:
@@ -96,13 +100,21 @@ def done(results: list[MethodResult]) -> str:
     """What was done, from the edits' records."""
     if len(results) > 1:
         reference = all(result.outcome.reference for result in results)
-        close = "and with a model retrained without the data" if reference else "; not all had a retrained model"
-        return (f"{len(results)} methods were applied, each to its own copy of the model. Every result was put through "
-                f"the same tests and compared with the original {close}.")  # fmt: skip
+        close = (
+            " and with a model retrained without the data" if reference else "; not all had a retrained model"
+        )
+        return (
+            f"{len(results)} methods were applied, each to its own copy of the model. Every result was put through "
+            f"the same tests and compared with the original{close}."
+        )
     run, edit = results[0].run, results[0].run.edit
     if edit is None:
         return "The model was audited as it is; efface changed nothing in it."
-    amount = f"{plural(edit.parameters, 'number')} in {plural(edit.tensors, 'tensor')}" if edit.tensors else "no weights"
+    amount = (
+        f"{plural(edit.parameters, 'number')} in {plural(edit.tensors, 'tensor')}"
+        if edit.tensors
+        else "no weights"
+    )
     change = f", by {number(100 * edit.relative_change)} % of their size" if edit.tensors else ""
     share = f" (the model has {run.model.parameters:,})" if run.model.parameters else ""
     return f"The method {run.method} changed {amount}{change}{share}."
@@ -113,7 +125,7 @@ class Line:
     """Methods that share a verdict on one metric, with the reason where it is one and the same."""
 
     verdict: str
-    names: list[str]
+    names: list[tuple[str, str]]  # method, and the judged number where the threshold needs one
     reason: str
 
 
@@ -125,6 +137,8 @@ class Metric:
     meaning: str
     direction: str
     thresholds: list[str]
+    size: str
+    measured: bool
     figure: Markup | None
     lines: list[Line]
     single: bool
@@ -151,7 +165,9 @@ def _references(owned: list[tuple[str, Finding]], many: bool) -> list[Row]:
     """The original's and the retrained model's rows; one each, or one a method where they differ."""
     rows = []
     for role in ("original", "retrained"):
-        every = [(label, finding.original if role == "original" else finding.retrained) for label, finding in owned]
+        every = [
+            (label, finding.original if role == "original" else finding.retrained) for label, finding in owned
+        ]
         distinct = _distinct(estimate for _, estimate in every)
         if len(distinct) < 2:
             rows.append(Row(role, role, distinct[0] if distinct else None))
@@ -170,18 +186,49 @@ def _metric(key: str, owned: list[tuple[str, Finding]], many: bool) -> Metric:
         same = len(words) == 1 and len(references) == 2
         threshold = next((f.threshold for _, f in owned if f.threshold), None) if same else None
         lines = threshold_lines(threshold, references[0].estimate, references[1].estimate) if same else []
-        figure = interval_plot(key, first.title, rows + references, first.unit, threshold, lines,
-                               labels=132 if many else 74, ranges=not many)  # fmt: skip
+        figure = interval_plot(
+            key,
+            first.title,
+            rows + references,
+            first.unit,
+            threshold,
+            lines,
+            labels=138 if many else 74,
+            ranges=not many,
+        )
     lines_said = []
     for verdict in VERDICTS:
-        reasons: dict[str, list[str]] = {}
+        reasons: dict[str, list[tuple[str, str]]] = {}
         for label, finding in owned:
             if finding.verdict == verdict:
-                reasons.setdefault(relations(finding.reason), []).append(label)
-        if verdict == "holds" and many:
-            reasons = {"": [name for names in reasons.values() for name in names]} if reasons else {}
+                reason, detail = _split_reason(finding, many)
+                reasons.setdefault(relations(reason), []).append((label, relations(detail)))
         lines_said += [Line(verdict, names, reason) for reason, names in reasons.items()]
-    return Metric(first.title, first.meaning, DIRECTIONS[first.direction], words, figure, lines_said, not many)
+    counts = sorted(
+        {finding.unlearned.n for _, finding in owned if finding.unlearned and finding.unlearned.n}
+    )
+    size = " to ".join(f"{count:,}" for count in dict.fromkeys([*counts[:1], *counts[-1:]]))
+    return Metric(
+        first.title,
+        first.meaning,
+        DIRECTIONS[first.direction],
+        words,
+        size,
+        figure is not None,
+        figure,
+        lines_said,
+        not many,
+    )
+
+
+def _split_reason(finding: Finding, many: bool) -> tuple[str, str]:
+    """A finding's reason, and the judged number apart where several methods share one threshold in words."""
+    if many and finding.threshold is not None:
+        start = f"{finding.threshold.words()}: "
+        if finding.reason.startswith(start):
+            number_said = finding.reason.removeprefix(start)
+            return "", "" if finding.threshold.quantity == "value" else number_said
+    return finding.reason, ""
 
 
 def groups(results: list[MethodResult]) -> list[Group]:
@@ -210,21 +257,25 @@ def scatter(results: list[MethodResult]) -> tuple[list[Markup], list[str]]:
     for result in results:
         utility, quality = result.finding(UTILITY), result.finding(QUALITY)
         if utility and utility.unlearned and quality and quality.unlearned:
-            points.append(Point(result.label, result.outcome.word, utility.unlearned.value, quality.unlearned.value))
+            points.append(
+                Point(result.label, result.outcome.word, utility.unlearned.value, quality.unlearned.value)
+            )
         else:
             why = [f.reason for f in (utility, quality) if f is not None and f.unlearned is None and f.reason]
-            missing.append(f"{result.label}: {'; '.join(why) or 'forget quality or model utility was not measured'}")
+            missing.append(
+                f"{result.label}: {'; '.join(why) or 'forget quality or model utility was not measured'}"
+            )
         if quality and quality.threshold and quality.threshold.quantity == "value":
             bounds.add(quality.threshold.bound)
         for role, spots in sides.items():
-            pair = [getattr(finding, role) if finding else None for finding in (utility, quality)]
-            if None not in pair and (pair[0].value, pair[1].value) not in [spot[1:] for spot in spots]:
-                spots.append((result.label, pair[0].value, pair[1].value))
+            x, y = (getattr(finding, role) if finding else None for finding in (utility, quality))
+            if x is not None and y is not None and (x.value, y.value) not in [spot[1:] for spot in spots]:
+                spots.append((result.label, x.value, y.value))
     if not points:
         return [], missing
     for role, spots in sides.items():
-        for label, x, y in spots:
-            points.append(Point(role if len(spots) == 1 else f"{role}, {label}", role, x, y))
+        for label, across, up in spots:
+            points.append(Point(role if len(spots) == 1 else f"{role}, {label}", role, across, up))
     bound = bounds.pop() if len(bounds) == 1 else None
     return [tradeoff("tw", points, bound), tradeoff("tn", points, bound, width=350, height=400)], missing
 
@@ -247,11 +298,15 @@ def relearning(results: list[MethodResult]) -> list[Panel]:
         title = f"Relearning after {result.label}"
         curves = result.relearning
         if len(results) == 1:
-            figures = [relearning_plot(f"r{index}w", title, curves, 820, 380, "figure only-wide", top),
-                       relearning_plot(f"r{index}n", title, curves, 350, 290, "figure only-narrow", top)]  # fmt: skip
+            figures = [
+                relearning_plot(f"r{index}w", title, curves, 820, 380, "figure only-wide", top),
+                relearning_plot(f"r{index}n", title, curves, 350, 290, "figure only-narrow", top),
+            ]
         else:
             figures = [relearning_plot(f"r{index}", title, curves, 400, 250, "figure", top)]
-        reached = {c.role: "not reached" if c.reached is None else plural(c.reached, "step") for c in curves}
+        reached: dict[str, str] = {
+            c.role: "not reached" if c.reached is None else plural(c.reached, "step") for c in curves
+        }
         panels.append(Panel(result.label, figures, reached))
     return panels
 
@@ -279,7 +334,9 @@ def questions(results: list[MethodResult]) -> list[Question]:
         for role in ("original", "retrained"):
             said = dict.fromkeys(getattr(example, role) for _, example in owned)
             answers += [(role, role, text) for text in said if text is not None]
-        after = [("unlearned" if len(results) == 1 else label, "unlearned", e.unlearned) for label, e in owned]
+        after = [
+            ("unlearned" if len(results) == 1 else label, "unlearned", e.unlearned) for label, e in owned
+        ]
         position = 1 if answers and answers[0][1] == "original" else 0
         answers[position:position] = after
         made.append(Question(set_name, identifier, question, owned[0][1].reference, answers))

@@ -30,12 +30,21 @@ def element(name: str, *children: str | Markup, **attributes: str | float | None
             continue
         text = f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
         parts.append(Markup(' {}="{}"').format(Markup(key.rstrip("_").replace("_", "-")), clean(text)))
-    inner = Markup("").join(child if isinstance(child, Markup) else escape(clean(child)) for child in children)
+    inner = Markup("").join(
+        child if isinstance(child, Markup) else escape(clean(child)) for child in children
+    )
     return Markup("").join([*parts, Markup(">"), inner, Markup("</"), Markup(name), Markup(">")])
 
 
-def picture(key: str, title: str, description: str, width: float, height: float, *shapes: Markup,
-            class_: str = "figure") -> Markup:  # fmt: skip
+def picture(
+    key: str,
+    title: str,
+    description: str,
+    width: float,
+    height: float,
+    *shapes: Markup,
+    class_: str = "figure",
+) -> Markup:
     """An `<svg role="img">` with a title and a description for those who do not see it.
 
     Args:
@@ -52,9 +61,17 @@ def picture(key: str, title: str, description: str, width: float, height: float,
         element("desc", description, id=f"{key}-desc"),
     ]
     return element(
-        "svg", *head, *shapes, class_=class_, role="img", aria_labelledby=f"{key}-title",
-        aria_describedby=f"{key}-desc", viewBox=f"0 0 {width:g} {height:g}", width=f"{width:g}", height=f"{height:g}",
-    )  # fmt: skip
+        "svg",
+        *head,
+        *shapes,
+        class_=class_,
+        role="img",
+        aria_labelledby=f"{key}-title",
+        aria_describedby=f"{key}-desc",
+        viewBox=f"0 0 {width:g} {height:g}",
+        width=f"{width:g}",
+        height=f"{height:g}",
+    )
 
 
 def path(points: list[tuple[float, float]], class_: str, close: bool = False) -> Markup:

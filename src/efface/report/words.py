@@ -39,7 +39,10 @@ GROUPS: dict[str, tuple[str, str]] = {
     "privacy": ("Privacy", "Can someone tell that the data was once used for training?"),
     "robustness": ("Robustness", "Does the knowledge come back when someone tries?"),
     "damage": ("Damage", "What was harmed that nobody asked to change?"),
-    "quantisation": ("After quantisation", "Does rounding the weights to fewer bits bring the knowledge back?"),
+    "quantisation": (
+        "After quantisation",
+        "Does rounding the weights to fewer bits bring the knowledge back?",
+    ),
 }
 """The groups of findings in the order of the page, with the question that each answers."""
 
@@ -56,23 +59,61 @@ GLOSSARY: list[tuple[str, str]] = [
     ("Holdout set", "Examples of the same kind that no model here was trained on."),
     ("Original", "The model before forgetting."),
     ("Unlearned", "The model after forgetting: the one that is judged."),
-    ("Retrained", "A model trained in the same way but without the forget set. It is the yardstick: perfect "
-     "forgetting cannot be told from it."),
-    ("95 % interval", "The range in which the value would fall in 95 of 100 repetitions with other examples of the "
-     "same kind. Few examples give a wide range."),
-    ("Threshold", "What a value must reach to count as good. It was written down before any model was scored."),
-    ("Forget quality", "The p-value of a test that tries to tell the unlearned from the retrained model by their "
-     "scores on the forget set. Near 1: the test sees no difference. Near 0: it sees one. The page prints "
-     "log10 of it: 0 is p = 1, −2 is p = 0.01."),
+    (
+        "Retrained",
+        "A model trained in the same way but without the forget set. It is the yardstick: perfect "
+        "forgetting cannot be told from it.",
+    ),
+    (
+        "95 % interval",
+        "How far the value may be off because only some examples were asked: of 100 such ranges, "
+        "about 95 hold the true value. Few examples give a wide range.",
+    ),
+    (
+        "Threshold",
+        "What a value must reach to count as good. It was written down before any model was scored.",
+    ),
+    (
+        "Forget quality",
+        "The p-value of a test that tries to tell the unlearned from the retrained model by their "
+        "scores on the forget set. Near 1: the test sees no difference. Near 0: it sees one. The page prints "
+        "log10 of it: 0 is p = 1, −2 is p = 0.01.",
+    ),
     ("Model utility", "One number from 0 to 1 for what the model can still do on data that it should keep."),
-    ("Relearning", "A short training on some of the forgotten examples, scored on the others. Hidden knowledge comes "
-     "back quickly; knowledge that is gone comes back no faster than in the retrained model."),
-    ("Membership inference", "Guessing from a model's scores whether an example was used to train it. 0.5 is as good "
-     "as a coin."),
-    ("Quantisation", "Rounding the weights to 8 or 4 bits. Small changes of the weights can be rounded away, and "
-     "with them the forgetting."),
-    ("Digest", "A fingerprint (SHA-256) of a file, a data set or a model. One changed bit gives another fingerprint."),
-]  # fmt: skip
+    (
+        "Relearning",
+        "A short training on forgotten examples. Hidden knowledge comes "
+        "back quickly; knowledge that is gone comes back no faster than in the retrained model.",
+    ),
+    (
+        "Membership inference",
+        "Guessing from a model's scores whether an example was used to train it. 0.5 is as good as a coin.",
+    ),
+    (
+        "Quantisation",
+        "Rounding the weights to 8 or 4 bits. Small changes of the weights can be rounded away, and "
+        "with them the forgetting.",
+    ),
+    (
+        "Digest",
+        "A fingerprint (SHA-256) of a file, a data set or a model. One changed bit gives another fingerprint.",
+    ),
+]
+
+MONTHS = (
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+)
 
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
@@ -91,15 +132,12 @@ class Shown(NamedTuple):
 def clean(text: str) -> str:
     """Foreign text with its invisible characters made visible.
 
-    Control characters become control pictures; marks that turn the writing direction, zero-width marks and lone
-    surrogates become their code point in brackets. Line feeds and tabs stay. Words of any script stay as they are.
+    Control characters, marks that turn the writing direction, zero-width marks and lone surrogates become their
+    code point in brackets. Line feeds and tabs stay. Words of any script stay as they are.
     """
 
     def visible(match: re.Match[str]) -> str:
-        code = ord(match.group())
-        if code < 0x20:
-            return chr(0x2400 + code)
-        return "\u2421" if code == 0x7F else f"[U+{code:04X}]"
+        return f"[U+{ord(match.group()):04X}]"
 
     return _INVISIBLE.sub(visible, text.replace("\r\n", "\n"))
 
@@ -182,5 +220,13 @@ def listing(names: list[str]) -> str:
 
 
 def relations(text: str) -> str:
-    """Relations as printed in a book: ≥ and ≤."""
-    return text.replace(">=", "≥").replace("<=", "≤")
+    """Relations and signs as printed in a book: ≥, ≤ and a real minus before a number."""
+    return re.sub(r"(?<![\w-])-(?=\d)", "−", text.replace(">=", "≥").replace("<=", "≤"))
+
+
+def moment(text: str) -> str:
+    """An ISO 8601 time as `14 March 2026, 09:31 UTC`; a text that is none stays as it is."""
+    match = re.fullmatch(r"(\d{4})-(\d\d)-(\d\d)T(\d\d:\d\d)(?::\d\d(?:\.\d+)?)?(?:Z|\+00:00)", text)
+    if match is None or not 1 <= int(match[2]) <= 12:
+        return text
+    return f"{int(match[3])} {MONTHS[int(match[2]) - 1]} {match[1]}, {match[4]} UTC"

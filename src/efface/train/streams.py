@@ -105,6 +105,12 @@ class Schedule(Dataset[dict[str, Any]]):
             return row
         return row[self.variants[name][position] % len(row)]
 
+    def _extra(self, name: str, value: Any, position: int) -> Any:
+        """The value that travels with the row: of the chosen variant, where a row has several."""
+        if name in self.variants and not isinstance(self.streams[name].rows[0], Encoded):
+            return value[self.variants[name][position] % len(value)]
+        return value
+
     def _tokens(self, name: str) -> list[int]:
         steps = range(0, self.length, self.batch_size)
         return [
@@ -132,7 +138,7 @@ class Schedule(Dataset[dict[str, Any]]):
             index = self.plan[name][position]
             item[name] = {
                 "row": self.row(name, position),
-                "extras": {key: values[index] for key, values in stream.extras.items()},
+                "extras": {key: self._extra(name, values[index], position) for key, values in stream.extras.items()},
                 "token_share": 1.0 / max(1, self.step_tokens[name][step]),
                 "row_share": 1.0 / self.batch_size,
             }

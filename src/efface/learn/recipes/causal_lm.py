@@ -13,17 +13,15 @@ from typing import Any, Literal
 
 from datasets import Dataset, concatenate_datasets
 from pydantic import Field
-from torch import Tensor
 
 from efface.catalog import Card
 from efface.run.cost import Cost, measure_cost
 from efface.run.digests import digest_value
 from efface.run.files import make_folder, read_json, write_json
 from efface.subjects import CausalLM, PromptFormat
-from efface.subjects.answers import answer_logits
 from efface.train.config import TrainConfig
-from efface.train.engine import isolated_rng, train, world_size
-from efface.train.streams import Schedule, Stream, whole_batch
+from efface.train.engine import isolated_rng, train
+from efface.train.supervised import answer_loss, supervised_schedule
 
 CARD = Card(
     name="causal-lm",
@@ -103,22 +101,12 @@ def new_model(config: CausalLMConfig, texts: Sequence[str], prompt: PromptFormat
     return CausalLM(model.eval(), tokenizer, prompt=prompt, source="from scratch")
 
 
-def answer_loss(model: Any, batch: dict[str, dict[str, Tensor]]) -> tuple[Tensor, dict[str, float]]:
-    """Mean negative log-probability of the answer tokens of the optimiser step."""
-    part = batch["train"]
-    loss = -(answer_logits(model, part).logp_sum * part["token_share"]).sum()
-    return loss, {"nll": float(loss.detach())}
-
-
 def fit(
     subject: CausalLM, data: Dataset, config: CausalLMConfig, *, work: Path, label: str = "train"
 ) -> tuple[list[dict[str, float]], Cost]:
     """Train the subject's model in place on the answers of `data`; checkpoints live in `work` until done."""
     rows = subject.encode_rows(data, name="train")
-    batch = whole_batch(len(rows), config.batch_size, config.micro_batch_size, world_size())
-    schedule = Schedule(
-        {"train": Stream(rows)}, anchor="train", epochs=config.epochs, batch_size=batch, seed=config.seed
-    )
+    schedule = supervised_schedule(rows, config)
     with measure_cost(label) as cost:
         log = train(
             subject.model, schedule, answer_loss, config, folder=make_folder(work), pad_id=subject.pad_id, label=label

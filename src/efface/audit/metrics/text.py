@@ -1,0 +1,139 @@
+"""Comparing a generated text with a reference: ROUGE, exact match, token F1, aliases, refusals, repetition.
+
+One normaliser serves all but ROUGE, which brings its own: Unicode NFKC, case folded, apostrophes removed,
+other punctuation and symbols turned into spaces, CJK characters set apart. Unlike SQuAD's it keeps the
+articles: an answer may be the letter "a". ROUGE is the `rouge-score` package with the stemmer on, as TOFU,
+MUSE and RWKU use it.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from efface.errors import InputError
+
+REFUSALS: tuple[str, ...] = (
+    "I don't know",
+    "I do not know",
+    "I have no idea",
+    "I'm not sure",
+    "I am not sure",
+    "I'm not certain",
+    "I'm not aware",
+    "I'm not familiar",
+    "I'm unable to",
+    "I am unable to",
+    "I can't answer",
+    "I cannot answer",
+    "I can't help",
+    "I cannot help",
+    "I can't provide",
+    "I cannot provide",
+    "I can't assist",
+    "I cannot assist",
+    "I don't have information",
+    "I don't have that information",
+    "I don't have any information",
+    "I do not have information",
+    "I have no information",
+    "I haven't learned",
+    "I have not been trained",
+    "as an AI language model",
+    "I'm sorry but",
+    "I am sorry but",
+    "I must decline",
+    "I won't be able to",
+)  # fmt: skip
+"""Phrases that open a refusal. Data, not code: pass another list to `is_refusal`."""
+
+REFUSAL_WINDOW = 30  # tokens; a refusal comes early, a quoted "I don't know" may come anywhere
+
+_APOSTROPHES = dict.fromkeys(map(ord, "'’‘ʼ`´"))
+_CJK = re.compile(r"([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
+
+
+@dataclass(frozen=True)
+class Rouge:
+    """Three ROUGE figures in [0, 1]; recall is relative to the reference."""
+
+    rouge1_recall: float
+    rougeL_recall: float
+    rougeL_f1: float
+
+
+def rouge(generated: str, reference: str) -> Rouge:
+    """ROUGE-1 recall, ROUGE-L recall and ROUGE-L F1 of a generation against its reference, stemmer on."""
+    scores = _scorer().score(reference, generated)
+    return Rouge(
+        rouge1_recall=float(scores["rouge1"].recall),
+        rougeL_recall=float(scores["rougeL"].recall),
+        rougeL_f1=float(scores["rougeL"].fmeasure),
+    )
+
+
+def normalise(text: str) -> str:
+    """The text as lower-case words with single spaces between them; empty when it has no letter or digit."""
+    folded = unicodedata.normalize("NFKC", text).casefold().translate(_APOSTROPHES)
+    spaced = "".join(" " if unicodedata.category(char)[0] in "PSZC" else char for char in folded)
+    return " ".join(_CJK.sub(r" \1 ", spaced).split())
+
+
+def exact_match(generated: str, reference: str) -> bool:
+    """Equal after normalisation; texts of punctuation alone are compared as they are."""
+    ours, theirs = normalise(generated), normalise(reference)
+    if not ours and not theirs:
+        return generated.strip() == reference.strip()
+    return ours == theirs
+
+
+def token_f1(generated: str, reference: str) -> float:
+    """F1 of the two bags of normalised words; 1 when both are empty, 0 when one is."""
+    ours, theirs = Counter(normalise(generated).split()), Counter(normalise(reference).split())
+    total = ours.total() + theirs.total()
+    if not total:
+        return 1.0
+    return 2.0 * (ours & theirs).total() / total
+
+
+def alias_match(generated: str, aliases: Sequence[str]) -> bool:
+    """Whether one of the aliases stands in the text as whole words ("Iran" is not in "tirana").
+
+    Raises:
+        InputError: no aliases, or one without a letter or digit.
+    """
+    if not aliases:
+        raise InputError("no aliases to look for", "one or more names")
+    text = f" {normalise(generated)} "
+    for alias in aliases:
+        words = normalise(alias)
+        if not words:
+            raise InputError(f"the alias '{alias}' has no letter or digit", "a name")
+        if f" {words} " in text:
+            return True
+    return False
+
+
+def is_refusal(generated: str, phrases: Sequence[str] = REFUSALS, *, within: int = REFUSAL_WINDOW) -> bool:
+    """Whether a refusal phrase stands among the first `within` words. Raises as `alias_match` does."""
+    return alias_match(" ".join(normalise(generated).split()[:within]), phrases)
+
+
+def distinct(tokens: Sequence[Hashable]) -> float:
+    """Share of distinct tokens in [0, 1]; near 0 when one word is repeated.
+
+    An empty generation repeats nothing and gives 1; its length shows that it is empty.
+    """
+    return len(set(tokens)) / len(tokens) if tokens else 1.0
+
+
+@functools.cache
+def _scorer() -> Any:
+    from rouge_score import rouge_scorer  # imports nltk: only when a text is scored
+
+    return rouge_scorer.RougeScorer(["rouge1", "rougeL"], use_stemmer=True)

@@ -1,0 +1,264 @@
+"""Edits: what every forgetting method returns. Frozen, saved, reversible, bound to one model.
+
+A `WeightEdit` holds the exclusive-or of the bits before and after, for the tensors that changed. Applying it and
+removing it are the same exact operation, so the model that comes back has the bits that it had, in any process and
+without a copy of the original kept anywhere. An `AdapterEdit` is a PEFT adapter.
+
+An edit that can be removed is no deletion by itself: whoever holds the edited model and the edit holds the original.
+The certificate lists both among the copies to be dealt with.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from efface.errors import RunError, StorageError, nearest
+from efface.run.digests import digest_file, digest_value
+from efface.run.files import read_json, storage, whole_folder, write_json
+from efface.run.record import EditRecord
+from efface.subjects.causal_lm import CausalLM
+from efface.train.snapshot import Snapshot, bits
+
+
+class EditFacts(BaseModel):
+    """edit.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    method: str
+    claim: str
+    config: dict[str, Any]
+    base_digest: str
+    edited_digest: str
+    tensors: int
+    parameters: int
+    relative_change: float
+    files: dict[str, str]
+
+
+class Edit(ABC):
+    """A change to a subject; lives in a folder.
+
+    Args:
+        folder: holds `edit.json` and the tensors.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self._owner: tempfile.TemporaryDirectory[str] | None = None
+        try:
+            self.facts = EditFacts.model_validate(read_json(self.folder / "edit.json"))
+        except ValueError as error:
+            raise RunError(f"{self.folder / 'edit.json'} is not an edit", "an edit saved by efface") from error
+
+    @property
+    def record(self) -> EditRecord:
+        """The facts that a run stores about its edit."""
+        facts = self.facts
+        return EditRecord(
+            kind=facts.kind, digest=digest_value(facts.model_dump()), base_digest=facts.base_digest,
+            edited_digest=facts.edited_digest, tensors=facts.tensors, parameters=facts.parameters,
+            relative_change=facts.relative_change,
+        )  # fmt: skip
+
+    def _check_files(self) -> None:
+        for name, digest in self.facts.files.items():
+            if not (self.folder / name).exists():
+                raise RunError(f"{self.folder / name} is missing", "the whole edit folder", "copy it again")
+            if digest_file(self.folder / name) != digest:
+                raise RunError(f"{self.folder / name} was changed after it was written", None, "copy or fit it again")
+
+    def apply(self, subject: CausalLM) -> CausalLM:
+        """Change the subject. Refuses any subject but the one the edit was fitted on.
+
+        Raises:
+            RunError: other weights (by digest), or the edit's files were changed.
+        """
+        if subject.digest != self.facts.base_digest:
+            again = " (it is applied already)" if subject.digest == self.facts.edited_digest else ""
+            raise RunError(
+                f"the model has digest {subject.digest[:19]}{again}", f"{self.facts.base_digest[:19]}, which the edit was fitted on",
+                "load the model that the edit was fitted on, in the same precision",
+            )  # fmt: skip
+        self._check_files()
+        self._apply(subject)
+        subject.changed()
+        return subject
+
+    def remove(self, subject: CausalLM) -> CausalLM:
+        """Take the edit off again; the subject has the bits that it had before.
+
+        Raises:
+            RunError: the subject is not one that carries this edit unchanged.
+        """
+        if subject.digest != self.facts.edited_digest:
+            raise RunError(
+                f"the model has digest {subject.digest[:19]}", f"{self.facts.edited_digest[:19]}, the edited model",
+                "remove later edits first",
+            )  # fmt: skip
+        self._check_files()
+        self._remove(subject)
+        subject.changed()
+        return subject
+
+    def save(self, folder: Path) -> None:
+        """Copy the edit; the folder is whole or absent."""
+        with whole_folder(Path(folder)) as partial:
+            shutil.copytree(self.folder, partial, dirs_exist_ok=True)
+
+    @staticmethod
+    def load(folder: str | Path) -> Edit:
+        """Read a saved edit of any kind.
+
+        Raises:
+            RunError: no edit there, or of an unknown kind.
+        """
+        path = Path(folder)
+        if (path / "edit" / "edit.json").exists():
+            path = path / "edit"
+        if not (path / "edit.json").exists():
+            raise RunError(f"no edit in '{folder}'", "a folder with edit.json, or a finished run", "check the path")
+        kind = read_json(path / "edit.json").get("kind")
+        kinds = {cls.kind: cls for cls in Edit.__subclasses__()}
+        if kind not in kinds:
+            raise RunError(f"'{path}' holds an edit of kind '{kind}'", None, nearest(str(kind), kinds))
+        return kinds[kind](path)
+
+    @abstractmethod
+    def _apply(self, subject: CausalLM) -> None: ...
+
+    @abstractmethod
+    def _remove(self, subject: CausalLM) -> None: ...
+
+
+class WeightEdit(Edit):
+    """New weights, stored as the exclusive-or with the old ones."""
+
+    kind = "weights"
+
+    def _apply(self, subject: CausalLM) -> None:
+        live = subject.weights()
+        try:
+            with safe_open(self.folder / "delta.safetensors", framework="pt") as file, torch.no_grad():
+                names = list(file.keys())
+                for name in names:
+                    if name not in live or list(live[name].shape) != file.get_slice(name).get_shape():
+                        raise RunError(f"the edit changes tensor {name}, which this model lacks", "the same architecture")
+                for name in names:
+                    delta = file.get_tensor(name).to(live[name].device)
+                    bits(live[name]).bitwise_xor_(delta.view_as(bits(live[name])))
+        except SafetensorError as error:
+            raise StorageError(f"{self.folder / 'delta.safetensors'} is not whole ({error})") from error
+
+    _remove = _apply
+
+    @classmethod
+    def harvest(
+        cls, subject: CausalLM, snapshot: Snapshot, folder: Path, *, base_digest: str, method: str, claim: str,
+        config: dict[str, Any],
+    ) -> WeightEdit:  # fmt: skip
+        """Store what training changed and put the subject back, without a second copy of the weights.
+
+        The live tensors are turned into differences in place, written, and then restored from the snapshot.
+        """
+        subject.changed()
+        edited = subject.digest
+        changed = snapshot.changed()
+        if not changed:
+            raise RunError("the method changed no weight", "a change", "raise learning_rate or epochs")
+        moved = size = 0.0
+        deltas = {}
+        with torch.no_grad():
+            for name in changed:
+                live, base = snapshot.tensors[name], snapshot.base(name)
+                moved += float((live.double() - base.double()).square().sum())
+                size += float(base.double().square().sum())
+                bits(live).bitwise_xor_(bits(base))
+                deltas[name] = bits(live)
+        with whole_folder(folder) as partial:
+            path = partial / "delta.safetensors"
+            with storage(path):
+                save_file(deltas, path)
+            facts = EditFacts(
+                kind=cls.kind, method=method, claim=claim, config=config, base_digest=base_digest, edited_digest=edited,
+                tensors=len(changed), parameters=sum(t.numel() for t in deltas.values()),
+                relative_change=(moved / size) ** 0.5 if size else 0.0, files={path.name: digest_file(path)},
+            )  # fmt: skip
+            write_json(partial / "edit.json", facts.model_dump())
+        snapshot.restore(changed)
+        subject.changed()
+        return cls(folder)
+
+
+class AdapterEdit(Edit):
+    """A PEFT adapter; the folder `adapter/` is in PEFT's own form."""
+
+    kind = "adapter"
+
+    def _apply(self, subject: CausalLM) -> None:
+        from peft import PeftModel
+
+        subject.model = PeftModel.from_pretrained(subject.model, str(self.folder / "adapter")).eval()
+
+    def _remove(self, subject: CausalLM) -> None:
+        subject.model = subject.model.unload()
+        for attribute in ("peft_config",):
+            if hasattr(subject.model, attribute):
+                delattr(subject.model, attribute)
+
+    @classmethod
+    def harvest(
+        cls, subject: CausalLM, adapted: Any, folder: Path, *, base_digest: str, method: str, claim: str,
+        config: dict[str, Any],
+    ) -> AdapterEdit:  # fmt: skip
+        """Store the adapter that training left on `adapted` (a PEFT model around the subject's model)."""
+        with whole_folder(folder) as partial:
+            with storage(partial):
+                adapted.save_pretrained(partial / "adapter", save_embedding_layers=False)
+            (partial / "adapter" / "README.md").unlink(missing_ok=True)
+            inner, subject.model = subject.model, adapted
+            subject.changed()
+            edited = subject.digest
+            subject.model = inner
+            subject.changed()
+            trained = [p for p in adapted.parameters() if p.requires_grad]
+            names = sorted(p.relative_to(partial).as_posix() for p in (partial / "adapter").iterdir())
+            facts = EditFacts(
+                kind=cls.kind, method=method, claim=claim, config=config, base_digest=base_digest, edited_digest=edited,
+                tensors=len(trained), parameters=sum(p.numel() for p in trained), relative_change=_adapter_change(adapted),
+                files={name: digest_file(partial / name) for name in names},
+            )  # fmt: skip
+            write_json(partial / "edit.json", facts.model_dump())
+        return cls(folder)
+
+
+def _adapter_change(adapted: Any) -> float:
+    """||delta W|| / ||W|| over the adapted matrices."""
+    moved = size = 0.0
+    with torch.no_grad():
+        for module in adapted.modules():
+            if hasattr(module, "get_delta_weight") and hasattr(module, "active_adapters"):
+                for name in module.active_adapters:
+                    moved += float(module.get_delta_weight(name).double().square().sum())
+                size += float(module.get_base_layer().weight.double().square().sum())
+    return (moved / size) ** 0.5 if size else 0.0
+
+
+def temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder that lives as long as the object."""
+    return tempfile.TemporaryDirectory(prefix="efface-edit-")
+
+
+__all__ = ["AdapterEdit", "Edit", "EditFacts", "WeightEdit", "temporary_folder"]

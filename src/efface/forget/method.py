@@ -1,0 +1,129 @@
+"""What a forgetting method is: a card, a typed configuration, and `fit(subject, request, config) -> Edit`."""
+
+from __future__ import annotations
+
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from efface.catalog import Card, find
+from efface.data.request import Request
+from efface.errors import ConfigError, RequestError
+from efface.forget.edit import AdapterEdit, Edit, WeightEdit
+from efface.run.cost import Cost, measure_cost
+from efface.run.files import make_folder
+from efface.subjects.causal_lm import CausalLM
+from efface.train.config import TrainConfig
+from efface.train.engine import LossFunction, TrainLog, train
+from efface.train.scopes import ScopeConfig, scoped
+from efface.train.snapshot import Snapshot
+from efface.train.streams import Schedule
+
+
+class FitConfig(TrainConfig, ScopeConfig):
+    """Optimisation and scope, shared by every method that trains. Defaults: NPO's TOFU runs (arXiv 2404.05868)."""
+
+    epochs: float = Field(10, gt=0, description="passes over the forget set (NPO code: 10)")
+    warmup_ratio: float = Field(0.1, ge=0, le=1, description="NPO code: one epoch of ten")
+
+
+@dataclass
+class Fitted:
+    """What `fit` gives back: the edit, what it cost, and the training log."""
+
+    edit: Edit
+    costs: list[Cost]
+    log: list[dict[str, float]] = field(default_factory=list)
+
+
+class Method(ABC):
+    """A forgetting method. `fit` changes nothing: the subject comes back bit for bit.
+
+    Attributes:
+        card: what it is.
+        config_class: its typed configuration.
+    """
+
+    card: Card
+    config_class: type[FitConfig]
+
+    def configure(self, values: dict[str, Any] | None = None) -> FitConfig:
+        """The resolved configuration; unknown keys raise `ConfigError` with the nearest known key."""
+        return self.config_class.parse(values or {}, owner=self.card.name)
+
+    def check(self, request: Request, config: FitConfig) -> None:
+        """Refuse a request that lacks what the card says the method needs.
+
+        Raises:
+            RequestError: naming the missing set.
+        """
+        if "retain" in self.card.needs and request.retain is None:
+            raise RequestError(f"{self.card.name} without a retain set", "rows to keep", "give them with --retain")
+
+    @abstractmethod
+    def fit(self, subject: CausalLM, request: Request, config: FitConfig, *, work: Path, out: Path) -> Fitted:
+        """Fit the edit.
+
+        Args:
+            subject: the trained model; unchanged on return.
+            work: folder for checkpoints; a killed fit goes on from there, and it is removed when done.
+            out: folder of the edit.
+        """
+
+
+def train_edit(
+    method: Method, subject: CausalLM, schedule: Schedule, loss: LossFunction, config: FitConfig, *, work: Path, out: Path,
+    restart: Callable[[], None] | None = None,
+) -> Fitted:  # fmt: skip
+    """Train within the scope, harvest the edit, restore the subject. One model in memory throughout.
+
+    Args:
+        restart: puts other starting weights into the subject, after the present ones are safe.
+    """
+    base = subject.digest
+    make_folder(work)
+    facts: dict[str, Any] = {
+        "base_digest": base, "method": method.card.name, "claim": method.card.claims, "config": config.model_dump(),
+    }  # fmt: skip
+    with measure_cost(f"fit {method.card.name}") as cost, scoped(subject.model, config) as model:
+        movable = {name: p for name, p in subject.weights().items() if p.requires_grad}
+        if not movable:
+            raise ConfigError(f"scope={config.scope} leaves no parameter to train", "at least one", "widen the scope")
+
+        def run() -> TrainLog:
+            return train(
+                model, schedule, loss, config, folder=work / "checkpoints", pad_id=subject.pad_id,
+                label=f"fit {method.card.name}",
+            )  # fmt: skip
+
+        edit: Edit
+        if config.scope == "lora":
+            log = run()
+            model.eval()
+            edit = AdapterEdit.harvest(subject, model, out, **facts)
+        else:
+            with Snapshot(movable, work / "base.safetensors") as snapshot:
+                if restart is not None:
+                    restart()
+                log = run()
+                model.eval()
+                edit = WeightEdit.harvest(subject, snapshot, out, **facts)
+        cost.items, cost.tokens = len(schedule) * len(schedule.streams), schedule.total_tokens
+    subject.changed()
+    shutil.rmtree(work, ignore_errors=True)
+    return Fitted(edit, [cost], log.values)
+
+
+def find_method(name: str) -> Method:
+    """A method by its card's name.
+
+    Raises:
+        ConfigError: unknown; suggests the nearest.
+    """
+    method: Method = find(name, "forget").module.METHOD
+    return method

@@ -1,0 +1,164 @@
+"""Forgetting by objective: any loss, with any scope and any retain term, on the one engine.
+
+A loss sees the answer's logits on the forget batch, log-probabilities under the reference where it asks for them, and an
+alternative answer where it asks for one. It returns the mean over the optimiser step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor
+
+from efface.catalog import Card
+from efface.data.refusals import REFUSALS
+from efface.data.request import Request
+from efface.errors import RequestError
+from efface.forget.method import FitConfig, Fitted, Method, train_edit
+from efface.forget.retain import retain_loss, retain_stream
+from efface.subjects.answers import AnswerLogits, answer_logits
+from efface.subjects.causal_lm import CausalLM
+from efface.subjects.prompts import Encoded
+from efface.train.engine import world_size
+from efface.train.reference import reference_logp
+from efface.train.streams import Schedule, Stream, whole_batch
+
+
+class ObjectiveConfig(FitConfig):
+    """What every objective shares: the two weights and the retain term."""
+
+    forget_weight: float = Field(1.0, ge=0, description="gamma: weight of the forget loss")
+    retain_weight: float = Field(1.0, ge=0, description="alpha: weight of the retain term")
+    retain_term: Literal["none", "nll", "kl"] = Field("none", description="what holds the retain set in place")
+    retain_top_k: int = Field(64, ge=1, description="for retain_term=kl: cached log-probabilities a token")
+    repeat_pairs: bool = Field(
+        False, description="pair each forget row with one retain row for ever, as the official TOFU loader does"
+    )
+
+
+ConfigT = TypeVar("ConfigT", bound=ObjectiveConfig)
+
+
+@dataclass(frozen=True)
+class ForgetBatch:
+    """What a loss may look at; B rows.
+
+    Attributes:
+        answer: logits on the answers to forget.
+        answer_ref: [B] log p_ref(answer | question), where the objective uses a reference.
+        alternative: logits on the alternative answers (a refusal), where used.
+        alternative_ref: [B] their reference log-probability.
+        token_share: [B] one over the answer tokens of the whole optimiser step.
+        alternative_token_share: the same for the alternatives.
+        row_share: [B] one over the rows of the whole optimiser step.
+    """
+
+    answer: AnswerLogits | None
+    answer_ref: Tensor | None
+    alternative: AnswerLogits | None
+    alternative_ref: Tensor | None
+    token_share: Tensor
+    alternative_token_share: Tensor | None
+    row_share: Tensor
+
+
+class ObjectiveMethod(Method):
+    """A loss as a method.
+
+    Args:
+        card: its card.
+        config_class: its configuration.
+        loss: `(config, batch) -> scalar`.
+        reference: needs log-probabilities under the model before training.
+        alternative: needs an alternative answer; drawn anew from the refusals in each pass.
+    """
+
+    def __init__(
+        self, card: Card, config_class: type[ConfigT], loss: Callable[[ConfigT, ForgetBatch], Tensor], *,
+        reference: bool = False, alternative: bool = False,
+    ) -> None:  # fmt: skip
+        self.card = card
+        self.config_class = config_class
+        self.loss: Callable[[Any, ForgetBatch], Tensor] = loss
+        self.reference = reference
+        self.alternative = alternative
+
+    def check(self, request: Request, config: FitConfig) -> None:
+        """Besides the card's needs: a retain term needs a retain set."""
+        super().check(request, config)
+        if isinstance(config, ObjectiveConfig) and config.retain_term != "none" and request.retain is None:
+            raise RequestError(
+                f"retain_term={config.retain_term} without a retain set", "rows to keep",
+                "give them with --retain, or set retain_term=none",
+            )  # fmt: skip
+
+    def streams(self, subject: CausalLM, request: Request, config: ObjectiveConfig) -> dict[str, Stream]:
+        """The tokenised data of the run, with everything that comes from the reference."""
+        rows = subject.encode_rows(request.forget, name="forget")
+        extras = {"ref_logp": reference_logp(subject, rows)} if self.reference else {}
+        found = {"forget": Stream(rows, extras)}
+        if self.alternative:
+            found["alternative"] = self._alternatives(subject, request, config)
+        if config.retain_term != "none" and request.retain is not None:
+            keep = subject.encode_rows(request.retain, name="retain")
+            found["retain"] = retain_stream(config.retain_term, subject, keep, config.retain_top_k)
+        return found
+
+    def _alternatives(self, subject: CausalLM, request: Request, config: ObjectiveConfig) -> Stream:
+        """Refusals for every row: as many different ones as there are passes, so that the reference costs no more."""
+        rng = np.random.default_rng(config.seed)
+        count = min(len(REFUSALS), math.ceil(config.epochs))
+        variants = [
+            [
+                subject.encode(question, REFUSALS[pick], place=f"forget row {i} with a refusal")
+                for pick in rng.choice(len(REFUSALS), count, replace=False)
+            ]
+            for i, question in enumerate(request.forget["question"])
+        ]
+        if not self.reference:
+            return Stream(variants, aligned=True)
+        flat: list[Encoded] = [row for group in variants for row in group]
+        logp = reference_logp(subject, flat).view(len(variants), count)
+        return Stream(variants, {"ref_logp": logp}, aligned=True)
+
+    def fit(self, subject: CausalLM, request: Request, config: FitConfig, *, work: Path, out: Path) -> Fitted:
+        """See `Method.fit`."""
+        assert isinstance(config, ObjectiveConfig)
+        self.check(request, config)
+        streams = self.streams(subject, request, config)
+        batch = whole_batch(len(request.forget), config.batch_size, config.micro_batch_size, world_size())
+        schedule = Schedule(
+            streams, anchor="forget", epochs=config.epochs, batch_size=batch, seed=config.seed,
+            repeat_pairs=config.repeat_pairs,
+        )  # fmt: skip
+
+        def loss(model: Any, parts: dict[str, dict[str, Tensor]]) -> tuple[Tensor, dict[str, float]]:
+            return self._step(model, parts, config)
+
+        return train_edit(self, subject, schedule, loss, config, work=work, out=out)
+
+    def _step(
+        self, model: Any, parts: dict[str, dict[str, Tensor]], config: ObjectiveConfig
+    ) -> tuple[Tensor, dict[str, float]]:
+        forget, other = parts["forget"], parts.get("alternative")
+        batch = ForgetBatch(
+            answer=answer_logits(model, forget), answer_ref=forget.get("ref_logp"),
+            alternative=None if other is None else answer_logits(model, other),
+            alternative_ref=None if other is None else other.get("ref_logp"),
+            token_share=forget["token_share"], row_share=forget["row_share"],
+            alternative_token_share=None if other is None else other["token_share"],
+        )  # fmt: skip
+        value = self.loss(config, batch)
+        numbers = {"forget": float(value.detach())}
+        total = config.forget_weight * value
+        if "retain" in parts:
+            kept = retain_loss(config.retain_term, model, parts["retain"])
+            numbers["retain"] = float(kept.detach())
+            total = total + config.retain_weight * kept
+        return total, numbers

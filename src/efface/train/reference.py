@@ -1,0 +1,94 @@
+"""The reference cache: what the model said before training, computed once and kept on the disk.
+
+NPO-like losses need one number an example, KL terms the k largest log-probabilities a token. Neither needs the
+reference model in memory while training. Entries are keyed by the digests of model, tokens and kind, so they are never
+used for another model. They derive from the data to be forgotten: `efface purge` lists and removes them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from efface.run.digests import digest_value
+from efface.run.files import write_with
+from efface.run.progress import track
+from efface.subjects.answers import answer_logits
+from efface.subjects.causal_lm import CausalLM
+from efface.subjects.prompts import Encoded, collate
+
+
+def cache_folder() -> Path:
+    """`EFFACE_CACHE`, or `~/.cache/efface`."""
+    return Path(os.environ.get("EFFACE_CACHE") or Path.home() / ".cache" / "efface")
+
+
+def batches(rows: Sequence[Encoded], size: int) -> list[list[int]]:
+    """Indices in batches of like lengths, so that little is padded; every index once."""
+    order = sorted(range(len(rows)), key=lambda i: (len(rows[i].ids), i))
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def _key(subject: CausalLM, rows: Sequence[Encoded], kind: str) -> Path:
+    tokens = digest_value([[row.n_prompt, row.ids] for row in rows])
+    name = digest_value({"model": subject.digest, "rows": tokens, "kind": kind}).removeprefix("sha256:")
+    return cache_folder() / "reference" / f"{name}.safetensors"
+
+
+def reference_logp(subject: CausalLM, rows: Sequence[Encoded], *, batch_size: int = 16) -> torch.Tensor:
+    """[N] float32: log p_ref(answer | question), the sum over answer tokens."""
+    path = _key(subject, rows, "logp")
+    if path.exists():
+        return load_file(path)["logp"]
+    found = torch.zeros(len(rows))
+    with subject.evaluating() as model, track("reference log-probabilities", len(rows)) as advance:
+        for part in batches(rows, batch_size):
+            batch = collate([rows[i] for i in part], subject.pad_id)
+            scores = answer_logits(model, {k: v.to(subject.device) for k, v in batch.items()})
+            found[part] = scores.logp_sum.cpu()
+            advance(len(part))
+    write_with(path, lambda partial: save_file({"logp": found}, partial))
+    return found
+
+
+def reference_top_k(
+    subject: CausalLM, rows: Sequence[Encoded], k: int, *, batch_size: int = 16
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The k largest log-probabilities under the reference at every answer position.
+
+    Returns:
+        token ids, N arrays [T_i, k] int64, and log-probabilities, N arrays [T_i, k] float32. With k at least the
+        vocabulary's size nothing is lost; otherwise the rest is one tail mass, 1 - sum of exp.
+    """
+    path = _key(subject, rows, f"top{k}")
+    lengths = [row.n_targets for row in rows]
+    if not path.exists():
+        ids: list[torch.Tensor] = [torch.empty(0)] * len(rows)
+        logp: list[torch.Tensor] = [torch.empty(0)] * len(rows)
+        with subject.evaluating() as model, track(f"reference top-{k}", len(rows)) as advance:
+            for part in batches(rows, batch_size):
+                batch = collate([rows[i] for i in part], subject.pad_id)
+                scores = answer_logits(model, {name: v.to(subject.device) for name, v in batch.items()})
+                top = scores.logits.log_softmax(-1).topk(min(k, scores.logits.shape[-1]), dim=-1)
+                for index, values, tokens, mask in zip(part, top.values, top.indices, scores.mask, strict=True):
+                    ids[index], logp[index] = tokens[mask].cpu().to(torch.int32), values[mask].cpu()
+                advance(len(part))
+        joined = {"ids": torch.cat(ids), "logp": torch.cat(logp)}
+        write_with(path, lambda partial: save_file(joined, partial))
+    stored = load_file(path)
+    return list(stored["ids"].long().split(lengths)), list(stored["logp"].split(lengths))
+
+
+def mean_probability(subject: CausalLM, rows: Sequence[Encoded], *, batch_size: int = 32) -> float:
+    """Mean length-normalised probability exp(mean log p) of the answers; TOFU's metric 1, for quick control scores."""
+    total = 0.0
+    with subject.evaluating() as model:
+        for part in batches(rows, batch_size):
+            batch = collate([rows[i] for i in part], subject.pad_id)
+            scores = answer_logits(model, {name: v.to(subject.device) for name, v in batch.items()})
+            total += float((scores.logp_sum.double() / scores.mask.sum(-1)).exp().sum())
+    return total / len(rows)
