@@ -22,8 +22,9 @@ from efface.run.record import (
 )
 
 HOSTILE = (
-    "</script></style></title><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
-    "<svg onload=\"document.title='owned'\"></svg>' \" ` {{ 7*7 }} {% raw %} \u202egnp.exe\u202c \x00\x07\x1b[31m "
+    "</script></style></title><script>document.title='owned'</script>"
+    "<img src=x onerror=\"document.title='owned'\"><svg onload=\"document.title='owned'\"></svg>' \" ` {{ 7*7 }} "
+    "{% raw %} \u202egnp.exe\u202c \x00\x07\x1b[31m "
     "<a href=\"javascript:document.title='owned'\">x</a> مرحبا بالعالم &amp; " + "w" * 400
 )
 
@@ -467,8 +468,8 @@ def report(*names: str) -> ReportData:
     names = names or tuple(row[0] for row in METHODS)
     return ReportData(
         title="Forgetting two authors" if len(names) > 1 else f"Forgetting two authors with {names[0]}",
-        story="A small language model learned facts about ten fictitious authors. Two of them ask to be forgotten. Can "
-        "the model forget them, keep the rest, and would anyone be able to tell?",
+        story="A small language model learned facts about ten fictitious authors. Two of them ask to be "
+        "forgotten. Can the model forget them, keep the rest, and would anyone be able to tell?",
         created="2026-03-14T09:31:07Z",
         results=[result(name) for name in names],
         shared_costs=[

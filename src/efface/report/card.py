@@ -1,7 +1,7 @@
 """The model card: a `README.md` with YAML front matter in the form that the Hugging Face hub reads.
 
-A card travels with the weights and is public, so it holds sizes and digests of what was forgotten and never its text.
-Everything from data is written so that neither Markdown nor HTML nor YAML can give it a meaning.
+A card travels with the weights and is public, so it holds sizes and digests of what was forgotten and never
+its text. Everything from data is written so that neither Markdown nor HTML nor YAML can give it a meaning.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 def plain(text: str, limit: int = 400) -> str:
     """Text as Markdown that shows exactly this text, on one line.
 
-    Letters and digits stay; every character that Markdown or HTML could read is written as a numeric entity, which
-    neither reads as markup. `www.` is broken too, because the hub turns it into a link.
+    Letters and digits stay; every character that Markdown or HTML could read is written as a numeric entity,
+    which neither reads as markup. `www.` is broken too, because the hub turns it into a link.
     """
     line = " ".join(clean(clip(text, limit, lines=1_000).text).split())
     safe = "".join(char if char.isalnum() or char in _PLAIN else f"&#{ord(char)};" for char in line)
@@ -69,8 +69,8 @@ def front_matter(
 ) -> str:
     """The YAML block, with its two rulers.
 
-    A base model that is no hub id (a folder on somebody's disk) is left out: the hub refuses it and the path would
-    be published. An unknown licence is left out too, never guessed.
+    A base model that is no hub id (a folder on somebody's disk) is left out: the hub refuses it and the path
+    would be published. An unknown licence is left out too, never guessed.
     """
     head: dict[str, Any] = {}
     if _HUB_ID.fullmatch(base_model):
@@ -108,7 +108,8 @@ def _how(result: MethodResult, base_model: str) -> str:
     run = result.run
     base = plain(base_model, 120) if _HUB_ID.fullmatch(base_model) else "a local model"
     lines = [
-        f"- Method: {plain(run.method, 80)} (system {plain(run.system, 80)}), efface {plain(run.environment.efface, 40)}",
+        f"- Method: {plain(run.method, 80)} (system {plain(run.system, 80)}), "
+        f"efface {plain(run.environment.efface, 40)}",
         f"- Applied to: {base}, weights {_code(run.model.digest)}",
     ]
     if run.edit is None:

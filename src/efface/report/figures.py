@@ -1,22 +1,19 @@
-"""The figures of the report as inline SVG: intervals, the trade-off, relearning, and the small marks of verdicts.
+"""The figures of the report as inline SVG: intervals, the trade-off, relearning.
 
-Every role and every verdict has a shape of its own beside its colour, so that no figure needs colour to be read.
-Nothing is computed here but positions.
+Nothing is computed here but positions. Colours and fonts come from the page's style sheet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from efface.audit.finding import Estimate, Threshold
+from efface.report.glyphs import marker, slug
 from efface.report.svg import Scale, drawable, element, mark_text, marks, path, picture
-from efface.report.words import OUTCOMES, interval, number, short_label, with_unit
+from efface.report.words import interval, number, short_label, with_unit
 from efface.run.record import Curve
-
-ROLES = ("unlearned", "original", "retrained")
 
 
 @dataclass(frozen=True)
@@ -38,78 +35,11 @@ class Point:
     quality: float  # log10 p
 
 
-def slug(word: str) -> str:
-    """The class name of an outcome, a verdict or a role; an unknown word has the look of `not judged`."""
-    name = word.replace(" ", "-")
-    known = {*ROLES, *(key.replace(" ", "-") for key in OUTCOMES)}
-    known |= {"holds", "does-not-hold", "informative", "not-measured"}
-    return name if name in known else "not-judged"
-
-
-def marker(kind: str, x: float, y: float, size: float = 5.0) -> Markup:
-    """The shape of a role or an outcome, centred at (x, y)."""
-    name, class_ = slug(kind), f"mark k-{slug(kind)}"
-
-    def diamond(r: float) -> Markup:
-        return path([(x, y - r), (x + r, y), (x, y + r), (x - r, y)], f"{class_} hollow", close=True)
-
-    def square(r: float) -> Markup:
-        return element("rect", x=x - r, y=y - r, width=2 * r, height=2 * r, class_=f"{class_} hollow")
-
-    def cross(r: float) -> Markup:
-        return path([(x - r, y - r), (x + r, y + r)], class_) + path([(x - r, y + r), (x + r, y - r)], class_)
-
-    def ring(r: float, *inside: Markup) -> Markup:
-        return element("circle", cx=x, cy=y, r=r, class_=f"{class_} hollow") + Markup("").join(inside)
-
-    def half(r: float) -> Markup:
-        arc = f"M{x:.1f} {y - r:.1f} A{r:.1f} {r:.1f} 0 0 0 {x:.1f} {y + r:.1f} Z"
-        return ring(r, element("path", d=arc, class_=f"{class_} solid"))
-
-    def disc(r: float) -> Markup:
-        return element("circle", cx=x, cy=y, r=r, class_=f"{class_} solid")
-
-    shapes: dict[str, Callable[[float], Markup]] = {
-        "original": lambda r: square(r * 0.85),
-        "retrained": lambda r: diamond(r * 1.2),
-        "suppressed": half,
-        "damaged": lambda r: cross(r * 0.85),
-        "not-forgotten": ring,
-        "not-judged": lambda r: ring(r),
-    }
-    return shapes.get(name, disc)(size)
-
-
-def outcome_icon(word: str) -> Markup:
-    """The mark of an outcome or a role beside its word; the word carries the meaning."""
-    return element(
-        "svg",
-        marker(word, 8, 8, 5.5),
-        class_="icon",
-        viewBox="0 0 16 16",
-        width=16,
-        height=16,
-        aria_hidden="true",
-    )
-
-
-def verdict_icon(verdict: str) -> Markup:
-    """The mark of a finding's verdict beside its word: tick, cross, bar or dashed ring."""
-    class_ = f"sign k-{slug(verdict)}"
-    shapes = {
-        "holds": path([(3.5, 8.5), (6.8, 11.8), (12.5, 4.5)], class_),
-        "does not hold": path([(4, 4), (12, 12)], class_) + path([(4, 12), (12, 4)], class_),
-        "informative": path([(3.5, 8), (12.5, 8)], class_),
-    }
-    shape = shapes.get(verdict) or element("circle", cx=8, cy=8, r=5, class_=f"{class_} dashed")
-    return element("svg", shape, class_="icon", viewBox="0 0 16 16", width=16, height=16, aria_hidden="true")
-
-
 def _span(rows: list[Row], extra: list[float]) -> list[float]:
-    """Axis marks for all values and interval ends; 0 to 1 where everything lies there and fills a tenth of it.
+    """Axis marks for all values and intervals; 0 to 1 where all lie there and fill a tenth of it.
 
-    A value far beyond the original, the retrained model and the threshold does not stretch the axis: it would press
-    all others into one spot. It stands at the edge with an arrow.
+    A value far beyond the original, the retrained model and the threshold does not stretch the axis: it would
+    press all others into one spot. It stands at the edge with an arrow.
     """
     values = list(extra)
     for row in rows:
@@ -131,7 +61,7 @@ def _span(rows: list[Row], extra: list[float]) -> list[float]:
 def threshold_lines(
     threshold: Threshold | None, original: Estimate | None, retrained: Estimate | None
 ) -> list[float]:
-    """Where a threshold stands on the metric's own axis: one line, two for a distance, none where it cannot."""
+    """Where a threshold stands on the metric's axis: one line, two for a distance, none where it cannot."""
     if threshold is None:
         return []
     if threshold.quantity == "value":
@@ -230,7 +160,7 @@ def interval_plot(
 
 
 FLOOR = -30.0
-"""Lowest log10 p that has a place of its own; what is smaller stands at the floor with its value beside it."""
+"""Lowest log10 p with a place of its own; what is smaller stands at the floor with its value beside it."""
 
 
 def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:

@@ -1,8 +1,8 @@
 """One self-contained `report.html`: no script, no request to any network, every foreign text escaped.
 
-The page carries a content-security policy that allows nothing but its own style sheet, named by its hash. There are
-no style attributes, so that the policy needs no exception. Texts from data pass through `clean` and autoescape on
-their way into the page; figures are markup built by code that does the same.
+The page carries a content-security policy that allows nothing but its own style sheet, named by its hash.
+There are no style attributes, so that the policy needs no exception. Texts from data pass through `clean` and
+autoescape on their way into the page; figures are markup built by code that does the same.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from efface.report import sections, words
 from efface.report.data import ReportData
-from efface.report.figures import outcome_icon, slug, verdict_icon
+from efface.report.glyphs import outcome_icon, slug, verdict_icon
 from efface.run.digests import short
 from efface.run.files import write_text
 

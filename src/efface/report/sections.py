@@ -1,6 +1,7 @@
-"""What stands in each section of the page: results sorted, grouped and put into words, ready for the templates.
+"""What stands in each section of the page: results sorted, grouped and put into words for the templates.
 
-Nothing is measured here. Verdicts and sentences come from the audit; this module ranks, counts and arranges them.
+Nothing is measured here. Verdicts and sentences come from the audit; this module ranks, counts and arranges
+them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ VERDICTS = ("holds", "does not hold", "not measured", "informative")
 
 
 def rank(results: Iterable[MethodResult]) -> list[MethodResult]:
-    """Best first: by outcome (removal-consistent before all others), then by utility, then by forget quality."""
+    """Best first: by outcome (removal-consistent before all), then by utility, then by forget quality."""
     order = list(OUTCOMES)
 
     def place(result: MethodResult) -> tuple[float, ...]:
@@ -104,8 +105,8 @@ def done(results: list[MethodResult]) -> str:
             " and with a model retrained without the data" if reference else "; not all had a retrained model"
         )
         return (
-            f"{len(results)} methods were applied, each to its own copy of the model. Every result was put through "
-            f"the same tests and compared with the original{close}."
+            f"{len(results)} methods were applied, each to its own copy of the model. Every result was "
+            f"put through the same tests and compared with the original{close}."
         )
     run, edit = results[0].run, results[0].run.edit
     if edit is None:
@@ -323,7 +324,7 @@ class Question:
 
 
 def questions(results: list[MethodResult]) -> list[Question]:
-    """Examples side by side: one entry a question, with the original, the retrained and every method's answer."""
+    """Examples side by side: one entry a question, with the answers of all models."""
     found: dict[tuple[str, str, str], list[tuple[str, Example]]] = {}
     for result in results:
         for example in result.examples:

@@ -1,6 +1,7 @@
 """Inline SVG from plain calls: elements that escape every text, linear scales, round axis marks.
 
-Colours and fonts come from classes of the page's style sheet, so that one figure serves light, dark and print.
+Colours and fonts come from classes of the page's style sheet, so that one figure serves light, dark and
+print.
 """
 
 from __future__ import annotations
@@ -17,23 +18,23 @@ LARGEST = 1e12
 
 
 def element(name: str, *children: str | Markup, **attributes: str | float | None) -> Markup:
-    """One SVG element. Texts and attribute values are cleaned and escaped; `Markup` children stay as they are.
+    """One SVG element. Texts and attribute values are cleaned and escaped; `Markup` stays as it is.
 
     Args:
         name: element name, written by code.
         children: texts or elements.
         attributes: `class_` gives `class`, an inner underscore gives a hyphen, None leaves the attribute out.
     """
-    parts = [Markup("<") + name]
+    parts = [Markup("<{}").format(name)]
     for key, value in attributes.items():
         if value is None:
             continue
         text = f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
-        parts.append(Markup(' {}="{}"').format(Markup(key.rstrip("_").replace("_", "-")), clean(text)))
+        parts.append(Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), clean(text)))
     inner = Markup("").join(
         child if isinstance(child, Markup) else escape(clean(child)) for child in children
     )
-    return Markup("").join([*parts, Markup(">"), inner, Markup("</"), Markup(name), Markup(">")])
+    return Markup("").join([*parts, Markup(">"), inner, Markup("</{}>").format(name)])
 
 
 def picture(
@@ -105,14 +106,15 @@ def marks(low: float, high: float, count: int = 4) -> list[float]:
 
     The first is at or below `low`, the last at or above `high`.
     """
-    if high <= low:
-        pad = abs(low) * 0.1 or 1.0
+    size = max(abs(low), abs(high))
+    if high - low <= max(1e-100, 1e-9 * size):
+        pad = 0.1 * size if size > 1e-100 else 1.0
         low, high = low - pad, high + pad
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
+    return [float(f"{index * step:.12g}") for index in range(first, last + 1)]
 
 
 def mark_text(value: float) -> str:

@@ -1,4 +1,4 @@
-"""The words and numbers of the report: what a verdict means, how a value is printed, what is shown of foreign text.
+"""The words and numbers of the report: what a verdict means, how a value and a foreign text are shown.
 
 The audit decides the verdicts. Here is only how they are said, so that page and model card say the same.
 """
@@ -12,24 +12,25 @@ from typing import NamedTuple
 from efface.audit.finding import Estimate
 
 OUTCOMES: dict[str, str] = {
-    "removal-consistent": "No test could tell the result from a model that never saw the data. That is evidence "
-    "of removal, not proof: a stronger test may still find a difference.",
-    "suppressed": "The model no longer says it, but at least one test brought it back. The knowledge is hidden, "
-    "not gone.",
-    "damaged": "The model lost more than it was asked to forget. What it no longer says may simply be broken.",
+    "removal-consistent": "No test could tell the result from a model that never saw the data. That is "
+    "evidence of removal, not proof: a stronger test may still find a difference.",
+    "suppressed": "The model no longer says it, but at least one test brought it back. The knowledge is "
+    "hidden, not gone.",
+    "damaged": "The model lost more than it was asked to forget. What it no longer says may simply be "
+    "broken.",
     "not forgotten": "The model still gives what it was asked to forget.",
     "not judged": "The tests that a verdict needs were not run, so none is given.",
 }
 """Every outcome word of the audit, best first, with what it means."""
 
 CLAIMS: dict[str, str] = {
-    "exact": "The affected parts were trained again without the data. The result is what training without the data "
-    "would have given; no statistical argument is needed.",
+    "exact": "The affected parts were trained again without the data. The result is what training without "
+    "the data would have given; no statistical argument is needed.",
     "certified": "A mathematical bound limits how far the result can be from a retrained model, under the "
     "assumptions that the method states.",
-    "empirical": "There is no guarantee. The claim rests on the tests on this page and reaches as far as they do.",
-    "suppressed": "The method only keeps the knowledge from being said. It is still in the weights, and whoever "
-    "holds the weights can bring it back.",
+    "empirical": "There is no guarantee. The claim rests on the tests shown here and reaches as far as they.",
+    "suppressed": "The method only keeps the knowledge from being said. It is still in the weights, "
+    "and whoever holds the weights can bring it back.",
 }
 """Every claim level of a method, strongest first, with what it means."""
 
@@ -96,7 +97,7 @@ GLOSSARY: list[tuple[str, str]] = [
     ),
     (
         "Digest",
-        "A fingerprint (SHA-256) of a file, a data set or a model. One changed bit gives another fingerprint.",
+        "A fingerprint (SHA-256) of a file, a data set or a model. One changed bit gives another one.",
     ),
 ]
 
@@ -132,8 +133,8 @@ class Shown(NamedTuple):
 def clean(text: str) -> str:
     """Foreign text with its invisible characters made visible.
 
-    Control characters, marks that turn the writing direction, zero-width marks and lone surrogates become their
-    code point in brackets. Line feeds and tabs stay. Words of any script stay as they are.
+    Control characters, marks that turn the writing direction, zero-width marks and lone surrogates become
+    their code point in brackets. Line feeds and tabs stay. Words of any script stay as they are.
     """
 
     def visible(match: re.Match[str]) -> str:

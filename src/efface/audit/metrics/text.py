@@ -79,8 +79,9 @@ def rouge(generated: str, reference: str) -> Rouge:
 
 def normalise(text: str) -> str:
     """The text as lower-case words with single spaces between them; empty when it has no letter or digit."""
-    folded = unicodedata.normalize("NFKC", text).casefold().translate(_APOSTROPHES)
-    spaced = "".join(" " if unicodedata.category(char)[0] in "PSZC" else char for char in folded)
+    folded = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).casefold()
+    composed = unicodedata.normalize("NFKC", folded).translate(_APOSTROPHES)
+    spaced = "".join(_as_word(char) for char in composed)
     return " ".join(_CJK.sub(r" \1 ", spaced).split())
 
 
@@ -130,6 +131,14 @@ def distinct(tokens: Sequence[Hashable]) -> float:
     An empty generation repeats nothing and gives 1; its length shows that it is empty.
     """
     return len(set(tokens)) / len(tokens) if tokens else 1.0
+
+
+def _as_word(char: str) -> str:
+    """The character, nothing for an invisible format character, a space for other non-letters."""
+    category = unicodedata.category(char)
+    if category == "Cf":
+        return ""
+    return " " if category[0] in "PSZC" else char
 
 
 @functools.cache

@@ -60,11 +60,15 @@ class ForgetQuality:
 
 @dataclass(frozen=True)
 class UtilityRows:
-    """One set's rows [N] behind its three parts of model utility, each in [0, 1]."""
+    """One set's rows [N] behind its three parts of model utility, each in [0, 1]; None where not measurable.
+
+    A set without perturbed answers has no truth ratio, one that was not generated from no ROUGE. Model utility is
+    then the harmonic mean of fewer parts, and is to be compared only with a model that has the same parts.
+    """
 
     probability: Floats
-    rouge: Floats
-    truth_ratio: Floats
+    rouge: Floats | None
+    truth_ratio: Floats | None
 
 
 @dataclass(frozen=True)
@@ -180,33 +184,41 @@ def utility_rows(table: ScoreTable, *, options: bool) -> UtilityRows:
     """One set's rows of model utility, in the order of the table's `answer` form.
 
     Args:
-        table: with forms `answer` and `perturbed_answer`, perhaps `paraphrased_answer`, and a generation
-        pass. options: weigh the answer against the wrong ones (real authors, world facts), else its bare
-        probability.
+        table: with form `answer`; `perturbed_answer` gives the truth ratio, a generation pass ROUGE.
+        options: weigh the answer against the wrong ones (real authors, world facts), else its bare probability.
 
     Raises:
-        RunError: a form, an id or the generation pass is missing.
+        RunError: `options` without perturbed answers, or an id that lacks a form or a generation.
     """
-    ids, correct, wrong = _answers(table, "answer")
-    values = probability_with_options(correct, wrong) if options else probability(correct)
-    recall = dict(zip(table.generated("id"), table.generated("rougeL_recall"), strict=True))
-    ratio = truth_ratio(table)
-    by_id = dict(zip(ratio.ids, true_better_rows(ratio.log_ratio), strict=True))
-    for name, rows in (("generation", recall), ("paraphrased answer", by_id)):
-        missing = next((identity for identity in ids if identity not in rows), None)
-        if missing is not None:
-            raise RunError(f"id '{missing}' has no {name}", "one for every answer", "audit again")
-    return UtilityRows(
-        probability=values,
-        rouge=np.array([recall[i] for i in ids], dtype=np.float64),
-        truth_ratio=np.array([by_id[i] for i in ids], dtype=np.float64),
-    )
+    wrong = "perturbed_answer" in table.forms()
+    if wrong or options:
+        ids, correct, others = _answers(table, "answer")
+        values = probability_with_options(correct, others) if options else probability(correct)
+    else:
+        scores = table.select("answer")
+        ids, values = scores.ids, probability(scores.mean_logp)
+    recall = ratios = None
+    if table.generations is not None:
+        by_id = dict(zip(table.generated("id"), table.generated("rougeL_recall"), strict=True))
+        recall = _in_order(ids, by_id, "generation")
+    if wrong:
+        ratio = truth_ratio(table)
+        by_id = dict(zip(ratio.ids, true_better_rows(ratio.log_ratio), strict=True))
+        ratios = _in_order(ids, by_id, "paraphrased answer")
+    return UtilityRows(probability=values, rouge=recall, truth_ratio=ratios)
+
+
+def _in_order(ids: list[str], by_id: Mapping[str, float], what: str) -> Floats:
+    missing = next((identity for identity in ids if identity not in by_id), None)
+    if missing is not None:
+        raise RunError(f"id '{missing}' has no {what}", "one for every answer", "audit again")
+    return np.array([by_id[identity] for identity in ids], dtype=np.float64)
 
 
 def model_utility(
     sets: Mapping[str, UtilityRows], *, seed: int = 0, resamples: int = RESAMPLES
 ) -> ModelUtility:
-    """Harmonic mean of every set's three parts; 0 as soon as one part is 0.
+    """Harmonic mean of every set's parts (three where all could be measured); 0 as soon as one part is 0.
 
     The interval resamples each set on its own, a row's three values together. The official sets are retain,
     real authors and world facts.
@@ -218,11 +230,12 @@ def model_utility(
         raise InputError("no sets for model utility", "retain, real authors and world facts")
     samples, parts = [], {}
     for name, rows in sets.items():
-        columns = [np.asarray(getattr(rows, part), dtype=np.float64) for part in PARTS]
+        present = [part for part in PARTS if getattr(rows, part) is not None]
+        columns = [np.asarray(getattr(rows, part), dtype=np.float64) for part in present]
         lengths = [len(column) for column in columns]
         if len(set(lengths)) != 1:
             raise InputError(f"set '{name}' has parts of {lengths} rows", "equal lengths")
-        for part, column in zip(PARTS, columns, strict=True):
+        for part, column in zip(present, columns, strict=True):
             if (column < 0).any():
                 raise InputError(f"a negative {part} in set '{name}'", "values in [0, 1]")
             parts[f"{name}/{part}"] = bootstrap_mean(column, seed=seed, resamples=resamples)
@@ -231,7 +244,7 @@ def model_utility(
 
 
 def _harmonic(*samples: Floats) -> Floats:
-    """Samples [B, n_i, 3] -> [B]."""
+    """Samples [B, n_i, parts] -> [B]."""
     means = np.concatenate([sample.mean(axis=1) for sample in samples], axis=1)
     safe = np.where(means > 0, means, 1.0)
     return np.where((means > 0).all(axis=1), means.shape[1] / (1.0 / safe).sum(axis=1), 0.0)
