@@ -23,8 +23,8 @@ from efface.run.record import (
 
 HOSTILE = (
     "</script></style></title><script>document.title='owned'</script>"
-    "<img src=x onerror=\"document.title='owned'\"><svg onload=\"document.title='owned'\"></svg>' \" ` {{ 7*7 }} "
-    "{% raw %} \u202egnp.exe\u202c \x00\x07\x1b[31m "
+    "<img src=x onerror=\"document.title='owned'\"><svg onload=\"document.title='owned'\"></svg>' \" ` "
+    "{{ 7*7 }} {% raw %} \u202egnp.exe\u202c \x00\x07\x1b[31m "
     "<a href=\"javascript:document.title='owned'\">x</a> مرحبا بالعالم &amp; " + "w" * 400
 )
 

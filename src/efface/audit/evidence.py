@@ -18,7 +18,7 @@ from efface.audit.finding import Direction, Estimate, Finding, Threshold, judge,
 from efface.audit.table import ScoreTable
 from efface.errors import RunError
 from efface.run.files import read_json, write_json
-from efface.train.config import Settings
+from efface.run.settings import Settings
 
 Role = Literal["unlearned", "original", "retrained"]
 ROLES: tuple[Role, ...] = ("unlearned", "original", "retrained")

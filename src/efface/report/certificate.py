@@ -1,4 +1,4 @@
-"""The deletion certificate: an in-toto Statement about every file of a finished folder, with the claim first.
+"""The deletion certificate: an in-toto Statement about every file of a folder, with the claim first.
 
 Form: in-toto Attestation Framework, Statement v1 (`_type`, `subject`, `predicateType`, `predicate`). The
 subjects are the files of the manifest. The predicate states for each run: claim, request, sets, models,
@@ -37,9 +37,7 @@ def _copies(known: list[dict[str, Any]], given: list[dict[str, Any]]) -> list[di
     for copy in given:
         for key in ("place", "state"):
             if not isinstance(copy.get(key), str) or not copy[key].strip():
-                raise RunError(
-                    f"a copy without '{key}': {copy}", "for each copy a place and its state in words"
-                )
+                raise RunError(f"a copy without '{key}': {copy}", "for each copy a place and its state in words")
     named = {copy["place"] for copy in given}
     return [copy for copy in known if copy["place"] not in named] + given
 
@@ -59,9 +57,7 @@ def assemble(
     """
     claims = {entry["label"]: entry["claim"] for entry in entries}
     if not entries or len(claims) != len(entries):
-        raise RunError(
-            f"{len(entries)} runs with {len(claims)} labels", "at least one run, each with its own label"
-        )
+        raise RunError(f"{len(entries)} runs with {len(claims)} labels", "at least one run, each with its own label")
     if not issued.strip():
         raise RunError("no time of issue", "UTC in ISO 8601")
     # Canonical form sorts keys: all others come after 'claim', so the claim stays first in the file too.
@@ -77,9 +73,7 @@ def assemble(
         predicate["digest"] = digest_value(predicate)
         whole: dict[str, Any] = json.loads(canonical(predicate))
     except (ValueError, TypeError) as error:
-        raise RunError(
-            f"a value cannot go into a certificate ({error})", "finite numbers, texts, lists"
-        ) from error
+        raise RunError(f"a value cannot go into a certificate ({error})", "finite numbers, texts, lists") from error
     return whole
 
 
@@ -102,9 +96,7 @@ def _match(stored: list[StoredRun], result: MethodResult) -> StoredRun:
             )
         stored.remove(run)
         return run
-    raise RunError(
-        f"the result '{result.label}' fits no run.json of this folder", "results of the runs in it"
-    )
+    raise RunError(f"the result '{result.label}' fits no run.json of this folder", "results of the runs in it")
 
 
 def build_predicate(
@@ -131,9 +123,7 @@ def build_predicate(
 
 def subjects(files: Mapping[str, str]) -> list[dict[str, Any]]:
     """The in-toto subjects of a manifest's files, sorted by name."""
-    return [
-        {"name": name, "digest": {"sha256": files[name].removeprefix("sha256:")}} for name in sorted(files)
-    ]
+    return [{"name": name, "digest": {"sha256": files[name].removeprefix("sha256:")}} for name in sorted(files)]
 
 
 def build_statement(
@@ -198,9 +188,7 @@ def write_certificate(folder: Path, statement: dict[str, Any], *, signing_key: P
     """
     folder = Path(folder)
     if statement["subject"] != subjects(read_manifest(folder)["files"]):
-        raise RunError(
-            f"{folder / MANIFEST} is not the one that the statement was built from", None, "certify again"
-        )
+        raise RunError(f"{folder / MANIFEST} is not the one that the statement was built from", None, "certify again")
     key = load_private_key(signing_key) if signing_key is not None else None
     body = dict(statement)
     with storage(folder / ENVELOPE):
@@ -229,9 +217,9 @@ def read_certificate(folder: Path) -> tuple[dict[str, Any], str | None]:
         raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
     try:
         body = json.loads(data.decode("utf-8"))
-        if canonical(body) != data or digest_value(
-            {k: v for k, v in body.items() if k != "digest"}
-        ) != body.pop("digest"):
+        if canonical(body) != data or digest_value({k: v for k, v in body.items() if k != "digest"}) != body.pop(
+            "digest"
+        ):
             raise ValueError("its own digest does not fit")
         signer = body.pop("signed_by", None)
         if (body["_type"], body["predicateType"]) != (STATEMENT_TYPE, PREDICATE_TYPE):
@@ -243,7 +231,5 @@ def read_certificate(folder: Path) -> tuple[dict[str, Any], str | None]:
         ):
             raise ValueError("the predicate's digest does not fit")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise RunError(
-            f"{path} was changed after it was written ({error})", "the file as efface wrote it"
-        ) from error
+        raise RunError(f"{path} was changed after it was written ({error})", "the file as efface wrote it") from error
     return body, signer

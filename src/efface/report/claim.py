@@ -13,14 +13,14 @@ from efface.report.data import Outcome
 from efface.run.record import RunRecord
 
 MEANINGS: dict[str, str] = {
-    "exact": "The affected parts were trained again without the data. The result is what training without the "
-    "data would have given; no statistical argument is needed.",
-    "certified": "A mathematical bound limits how far the result can be from a model trained again without the "
-    "data, under the assumptions that the method states.",
-    "empirical": "There is no guarantee. The claim rests on the tests listed in this certificate and reaches as "
-    "far as they do.",
-    "suppressed": "The knowledge is kept from being said, but it was not removed: whoever holds the model can bring "
-    "it back.",
+    "exact": "The affected parts were trained again without the data. The result is what training without "
+    "the data would have given; no statistical argument is needed.",
+    "certified": "A mathematical bound limits how far the result can be from a model trained again without "
+    "the data, under the assumptions that the method states.",
+    "empirical": "There is no guarantee. The claim rests on the tests listed in this certificate and reaches "
+    "as far as they do.",
+    "suppressed": "The knowledge is kept from being said, but it was not removed: whoever holds the model "
+    "can bring it back.",
 }
 """Every level, highest first, with the sentence that explains it."""
 
@@ -29,16 +29,14 @@ LEVELS = tuple(MEANINGS)
 _FIRST: dict[str, str] = {
     "exact": "Exact: the affected parts were trained again without the data.",
     "certified": "Certified: under the method's stated assumptions a bound limits what is left of the data.",
-    "empirical": "Empirical: the listed tests could not tell the result from a model that never saw the data. "
-    "There is no guarantee.",
+    "empirical": "Empirical: the listed tests could not tell the result from a model that never saw the "
+    "data. There is no guarantee.",
     "suppressed": "Suppressed: the knowledge is kept from being said, but it was not removed.",
 }
 
 _CONTRADICTED: dict[str, str] = {
-    "not forgotten": "Not forgotten: the model still gives what it was asked to forget. No deletion is "
-    "claimed.",
-    "damaged": "Damaged: the model lost more than it was asked to forget. What it no longer says may simply be "
-    "broken.",
+    "not forgotten": "Not forgotten: the model still gives what it was asked to forget. No deletion is claimed.",
+    "damaged": "Damaged: the model lost more than it was asked to forget. What it no longer says may simply be broken.",
     "suppressed": "Suppressed: at least one test brought the knowledge back. It is hidden, not removed.",
 }
 """Outcomes that the first line must begin with, whatever the method claims."""

@@ -5,21 +5,9 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from efface.audit.finding import Finding
+from efface.audit.verdict import Outcome
 from efface.run.cost import Cost
 from efface.run.record import Curve, Example, RunRecord
-
-
-class Outcome(BaseModel):
-    """The audit's conclusion in words. `word` is computed by the audit, never declared by a method."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    word: str = Field(
-        description="not forgotten | damaged | suppressed | removal-consistent | not judged"
-    )
-    sentence: str
-    fired: list[str] = Field(default_factory=list, description="tests that speak for suppression")
-    reference: bool = Field(True, description="a retrained model was there to compare with")
 
 
 class MethodResult(BaseModel):
@@ -53,3 +41,6 @@ class ReportData(BaseModel):
     shared_costs: list[Cost] = Field(default_factory=list, description="training of original and retrained models")
     not_tested: list[str] = Field(default_factory=list)
     certificate: str | None = Field(None, description="digest of the certificate's statement, where there is one")
+
+
+__all__ = ["MethodResult", "Outcome", "ReportData"]

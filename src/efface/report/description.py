@@ -105,9 +105,7 @@ def describe_run(place: str, result: MethodResult, ceiling: str | None = None) -
         "request": _request(run.request, run.created),
         "forget_set": _forget_set(run.request),
         "other_sets": {
-            name: {"rows": row.rows, "digest": row.digest}
-            for name, row in run.request.sets.items()
-            if name != "forget"
+            name: {"rows": row.rows, "digest": row.digest} for name, row in run.request.sets.items() if name != "forget"
         },
         "model_before": _model(run.model),
         "model_after": edit and {"edit": edit.digest, "base": edit.base_digest, "edited": edit.edited_digest},

@@ -114,11 +114,9 @@ def read_secret(path: Path, what: str) -> bytes:
         mode = stat.S_IMODE(path.stat().st_mode)
         data = path.read_bytes()
     except FileNotFoundError as error:
-        raise RunError(f"no {what} at {path}", None, "check the path") from error
+        raise RunError(f"{what} is not at {path}", None, "check the path") from error
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
     if mode & 0o077:
-        raise RunError(
-            f"{what} {path} can be read by others (mode {mode:04o})", "mode 0600", f"chmod 600 {path}"
-        )
+        raise RunError(f"{what} {path} can be read by others (mode {mode:04o})", "mode 0600", f"chmod 600 {path}")
     return data

@@ -53,13 +53,9 @@ def _parse(line: bytes, index: int, previous: str) -> LedgerEntry:
     if not whole or digest_value({k: v for k, v in body.items() if k != "digest"}) != body["digest"]:
         raise ValueError("was changed after it was written (its own digest does not fit)")
     if body["index"] != index:
-        raise ValueError(
-            f"has the index {body['index']}, {index} was expected: an entry is missing or out of place"
-        )
+        raise ValueError(f"has the index {body['index']}, {index} was expected: an entry is missing or out of place")
     if body["previous"] != previous:
-        raise ValueError(
-            "does not follow on the entry before it: that one was changed, replaced or taken out"
-        )
+        raise ValueError("does not follow on the entry before it: that one was changed, replaced or taken out")
     return LedgerEntry(**body)
 
 

@@ -1,5 +1,4 @@
-"""The Merkle root of a forget set: it shows later that a record was in the request, and until then shows
-nothing.
+"""The Merkle root of a forget set: it shows later that a record was in it, and until then shows nothing.
 
 A plain hash of personal data is still personal data, because whoever guesses the record can check the guess.
 So every leaf is keyed: HMAC-SHA256 under a key that is kept apart from the run (RFC 2104). The tree above the
@@ -93,9 +92,7 @@ def prove_inclusion(rows: Iterable[Row], row: Row, key: bytes) -> InclusionProof
     leaf = leaf_hash(row, key)
     start = index = bisect_left(levels[0], leaf)
     if index == len(levels[0]) or levels[0][index] != leaf:
-        raise RunError(
-            "this record is not in the forget set", "the same id and the same content, letter for letter"
-        )
+        raise RunError("this record is not in the forget set", "the same id and the same content, letter for letter")
     path = []
     for level in levels[:-1]:
         if index ^ 1 < len(level):

@@ -56,9 +56,7 @@ def make_key_pair(path: Path) -> Path:
     with locked(target):
         for old in (target, public):
             if old.exists():
-                raise RunError(
-                    f"{old} exists already", "a new path", "keys are never overwritten; choose another name"
-                )
+                raise RunError(f"{old} exists already", "a new path", "keys are never overwritten; choose another name")
         key = Ed25519PrivateKey.generate()
         pem = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -79,9 +77,7 @@ def load_private_key(path: Path) -> Ed25519PrivateKey:
     try:
         key = serialization.load_pem_private_key(data, password=None)
     except TypeError as error:
-        raise RunError(
-            f"{target} is protected by a passphrase", "an Ed25519 key in PEM form without one"
-        ) from error
+        raise RunError(f"{target} is protected by a passphrase", "an Ed25519 key in PEM form without one") from error
     except (ValueError, UnsupportedAlgorithm) as error:
         raise RunError(f"{target} is not a private key", "an Ed25519 key in PEM form (PKCS8)") from error
     if not isinstance(key, Ed25519PrivateKey):

@@ -42,9 +42,7 @@ class StoredRun:
 def run_places(folder: Path) -> list[str]:
     """The places of all runs in `folder`, sorted."""
     places = ["."] if (folder / "run.json").is_file() else []
-    return places + sorted(
-        path.parent.relative_to(folder).as_posix() for path in folder.glob("runs/*/run.json")
-    )
+    return places + sorted(path.parent.relative_to(folder).as_posix() for path in folder.glob("runs/*/run.json"))
 
 
 def file_in(place: str, name: str) -> str:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
 from efface.errors import CheckFailed, EffaceError
 from efface.report.certificate import CERTIFICATE, ENVELOPE, assemble, read_certificate
 from efface.report.data import MethodResult
@@ -44,9 +46,7 @@ class Check:
 def _manifest(folder: Path) -> tuple[list[Check], dict[str, str]]:
     """Every file against the manifest; the manifest's list where it can be read."""
     if not (folder / MANIFEST).is_file():
-        return [
-            Check("manifest", False, f"{folder} has no {MANIFEST}: it is not a finished run", MANIFEST)
-        ], {}
+        return [Check("manifest", False, f"{folder} has no {MANIFEST}: it is not a finished run", MANIFEST)], {}
     try:
         wrong = check_manifest(folder)
         files = {} if any(row.file == MANIFEST for row in wrong) else read_manifest(folder)["files"]
@@ -76,13 +76,10 @@ def _inner_manifests(folder: Path, files: dict[str, str]) -> list[Check]:
             continue
         wrong = sorted(key for key in inner.keys() | outer.keys() if inner.get(key) != outer.get(key))
         checks += [
-            Check("run manifest", False, f"{name} and {MANIFEST} do not agree on it", prefix + key)
-            for key in wrong
+            Check("run manifest", False, f"{name} and {MANIFEST} do not agree on it", prefix + key) for key in wrong
         ]
         if not wrong:
-            checks.append(
-                Check("run manifest", True, f"agrees with the outer manifest on {len(inner)} files", name)
-            )
+            checks.append(Check("run manifest", True, f"agrees with the outer manifest on {len(inner)} files", name))
     return checks
 
 
@@ -94,33 +91,23 @@ def _subjects(statement: dict[str, Any], files: dict[str, str]) -> list[Check]:
             set(r) == {"name", "digest"} for r in statement["subject"]
         )
     except (KeyError, TypeError) as error:
-        return [
-            Check("certificate subjects", False, f"not a list of names and digests ({error})", CERTIFICATE)
-        ]
+        return [Check("certificate subjects", False, f"not a list of names and digests ({error})", CERTIFICATE)]
     if not plain:
-        return [
-            Check("certificate subjects", False, "a file is named twice, or with unknown fields", CERTIFICATE)
-        ]
+        return [Check("certificate subjects", False, "a file is named twice, or with unknown fields", CERTIFICATE)]
     checks = []
     for name in sorted(named.keys() | files.keys()):
         if named.get(name) != files.get(name):
             lacks = MANIFEST if name not in files else CERTIFICATE if name not in named else None
-            text = (
-                f"not listed in {lacks}" if lacks else "the manifest has another digest than the certificate"
-            )
+            text = f"not listed in {lacks}" if lacks else "the manifest has another digest than the certificate"
             checks.append(Check("certificate subjects", False, text, name))
-    return checks or [
-        Check("certificate subjects", True, f"the {len(named)} subjects are the manifest's files")
-    ]
+    return checks or [Check("certificate subjects", True, f"the {len(named)} subjects are the manifest's files")]
 
 
 def _differences(expected: Any, given: Any, path: str) -> list[str]:
     """The places at which two JSON values differ."""
     if isinstance(expected, dict) and isinstance(given, dict):
         keys = sorted(expected.keys() | given.keys())
-        return [
-            line for key in keys for line in _differences(expected.get(key), given.get(key), f"{path}.{key}")
-        ]
+        return [line for key in keys for line in _differences(expected.get(key), given.get(key), f"{path}.{key}")]
     if isinstance(expected, list) and isinstance(given, list) and len(expected) == len(given):
         pairs = enumerate(zip(expected, given, strict=True))
         return [line for i, (one, other) in pairs for line in _differences(one, other, f"{path}[{i}]")]
@@ -175,83 +162,54 @@ def _facts(folder: Path, statement: dict[str, Any]) -> list[Check]:
         return [Check(name, False, line, CERTIFICATE) for line in lines[:_SHOWN] + more]
     left = [place for place in places if place not in {entry["folder"] for entry in entries}]
     rest = f"; in the folder but not certified: {', '.join(left)}" if left else ""
-    return [
-        Check(
-            name,
-            True,
-            f"claim, request, models, method and findings of {len(entries)} run(s) are as in the files{rest}",
-        )
-    ]
+    runs = "1 run" if len(entries) == 1 else f"{len(entries)} runs"
+    return [Check(name, True, f"claim, request, models, method and findings of {runs} are as in the files{rest}")]
 
 
 def _signature(
-    folder: Path, statement: dict[str, Any] | None, signer: str | None, public_key: Path | None
-) -> list[Check]:
+    folder: Path, statement: dict[str, Any] | None, signer: str | None, trusted: Ed25519PublicKey | None
+) -> Check:
     """The envelope: its form, its content, its key."""
-    name = "signature"
-    if not (folder / ENVELOPE).is_file():
+
+    def found(ok: bool, text: str, file: str | None = ENVELOPE) -> Check:
+        return Check("signature", ok, text, file)
+
+    path = folder / ENVELOPE
+    if not path.is_file():
         if signer is not None:
-            return [
-                Check(
-                    name,
-                    False,
-                    f"{CERTIFICATE} says that it was signed by {signer}; the signature is missing",
-                    ENVELOPE,
-                )
-            ]
-        if public_key is not None:
-            return [
-                Check(name, False, "a trusted key was given, but the certificate is not signed", ENVELOPE)
-            ]
-        return [Check(name, True, "not signed: the digests show changes, not who made the certificate")]
+            return found(False, f"{CERTIFICATE} was signed by {signer}; the signature is missing")
+        if trusted is not None:
+            return found(False, "a trusted key was given, but the certificate is not signed")
+        return found(True, "not signed: the digests show changes, not who made the certificate", None)
     try:
-        trusted = load_public_key(public_key) if public_key is not None else None
-        signed = verify((folder / ENVELOPE).read_bytes(), trusted)
+        signed = verify(path.read_bytes(), trusted)
     except (EffaceError, OSError) as error:
-        return [Check(name, False, str(error), ENVELOPE)]
+        return found(False, str(error))
     if statement is None:
-        return [Check(name, False, f"there is a signature, but no readable {CERTIFICATE}", CERTIFICATE)]
+        return found(False, f"there is a signature, but no readable {CERTIFICATE}", CERTIFICATE)
     if signed.payload != canonical(statement):
-        return [Check(name, False, f"the signed statement is not the one in {CERTIFICATE}", ENVELOPE)]
+        return found(False, f"the signed statement is not the one in {CERTIFICATE}")
     if signed.key_id != signer:
-        return [
-            Check(
-                name,
-                False,
-                f"{CERTIFICATE} names the signer {signer}, the signature is by {signed.key_id}",
-                ENVELOPE,
-            )
-        ]
+        return found(False, f"{CERTIFICATE} names the signer {signer}, the signature is by {signed.key_id}")
     if signed.trusted:
-        return [Check(name, True, f"signed by the trusted key {signed.key_id}", ENVELOPE)]
-    return [
-        Check(
-            name,
-            True,
-            f"signed by {signed.key_id}; not checked against a trusted key (the signature fits the key "
-            "that lies in the same file, which anyone could have put there)",
-            ENVELOPE,
-        )
-    ]
+        return found(True, f"signed by the trusted key {signed.key_id}")
+    note = "it fits the key that lies in the same file, which anyone could have put there"
+    return found(True, f"signed by {signed.key_id}, not checked against a trusted key ({note})")
 
 
-def _chain(statement: dict[str, Any], ledger: Path | None) -> list[Check]:
+def _chain(statement: dict[str, Any], ledger: Path | None) -> Check:
     """The certificate's place in the ledger."""
     link = statement["predicate"].get("ledger")
     if ledger is None:
         place = "it names no entry" if link is None else "it names an entry; the ledger was not given"
-        return [Check("ledger", True, f"not checked: {place}")]
+        return Check("ledger", True, f"not checked: {place}")
     if not isinstance(link, dict):
-        return [
-            Check(
-                "ledger", False, "a ledger was given, but the certificate names no entry in it", CERTIFICATE
-            )
-        ]
+        return Check("ledger", False, "a ledger was given; the certificate names no entry", CERTIFICATE)
     try:
         entry = check_statement(digest_value(statement), link, ledger)
     except EffaceError as error:
-        return [Check("ledger", False, str(error), str(ledger))]
-    return [Check("ledger", True, f"entry {entry.index} of {entry.time}; the chain is whole")]
+        return Check("ledger", False, str(error), str(ledger))
+    return Check("ledger", True, f"entry {entry.index} of {entry.time}; the chain is whole")
 
 
 def _verdicts(folder: Path, rederive: Rederive) -> list[Check]:
@@ -282,8 +240,12 @@ def verify_folder(
     Returns:
         The checks. The folder is as it was certified when every `ok` is True. Nothing that is wrong with the
         folder raises an exception.
+
+    Raises:
+        RunError: `public_key` is no public key.
     """
     folder = Path(folder)
+    trusted = load_public_key(public_key) if public_key is not None else None
     checks, files = _manifest(folder)
     if files:
         checks += _inner_manifests(folder, files)
@@ -294,7 +256,7 @@ def verify_folder(
             checks.append(Check("certificate form", True, "canonical, and its own digests fit", CERTIFICATE))
         except EffaceError as error:
             checks.append(Check("certificate form", False, str(error), CERTIFICATE))
-        checks += _signature(folder, statement, signer, public_key)
+        checks.append(_signature(folder, statement, signer, trusted))
     elif (folder / ENVELOPE).exists() or public_key is not None or ledger is not None:
         text = "there is a signature" if (folder / ENVELOPE).exists() else "a key or a ledger was given"
         checks.append(Check("certificate", False, f"{text}, but no {CERTIFICATE}", CERTIFICATE))
@@ -302,5 +264,5 @@ def verify_folder(
         checks.append(Check("certificate", True, "no certificate: run efface certify"))
     if statement is not None:
         checks += _subjects(statement, files) if files else []
-        checks += _facts(folder, statement) + _chain(statement, ledger)
+        checks += [*_facts(folder, statement), _chain(statement, ledger)]
     return checks + (_verdicts(folder, rederive) if rederive is not None else [])

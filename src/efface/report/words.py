@@ -28,7 +28,7 @@ CLAIMS: dict[str, str] = {
     "the data would have given; no statistical argument is needed.",
     "certified": "A mathematical bound limits how far the result can be from a retrained model, under the "
     "assumptions that the method states.",
-    "empirical": "There is no guarantee. The claim rests on the tests shown here and reaches as far as they.",
+    "empirical": "There is no guarantee. The claim rests on the tests shown here and reaches no further.",
     "suppressed": "The method only keeps the knowledge from being said. It is still in the weights, "
     "and whoever holds the weights can bring it back.",
 }

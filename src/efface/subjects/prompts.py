@@ -12,22 +12,21 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from efface.errors import ModelError, RequestError
+from efface.run.settings import Settings
 
 IGNORED = -100
 """Label of positions that are not targets (the convention of torch's cross-entropy)."""
 
 
-class PromptFormat(BaseModel):
+class PromptFormat(Settings):
     """How a question and an answer become one text.
 
     `plain` uses `prompt`, then `separator`, then the answer; `chat` uses the tokenizer's chat template. A row without
     a question is the bare text.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     style: Literal["plain", "chat"] = "plain"
     prompt: str = Field("Question: {question}\nAnswer:", description="plain form; locuslab/tofu's form for base models")

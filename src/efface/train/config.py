@@ -2,40 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self, TypeVar
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from efface.errors import ConfigError, nearest
-
-ConfigT = TypeVar("ConfigT", bound="Settings")
-
-
-class Settings(BaseModel):
-    """Base of every configuration."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-    @classmethod
-    def parse(cls, values: dict[str, Any], *, owner: str = "") -> Self:
-        """Build from plain values (command line, YAML).
-
-        Raises:
-            ConfigError: an unknown key, with the nearest known one; or a value of the wrong type or range.
-        """
-        for key in values:
-            if key not in cls.model_fields:
-                raise ConfigError(f"unknown key '{key}'{f' for {owner}' if owner else ''}", None, nearest(key, cls.model_fields))
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"]) or "config"
-            text = cls.model_fields[key].description if key in cls.model_fields else ""
-            raise ConfigError(
-                f"{key}={first['input']!r}", first["msg"].lower(), f"{key}: {text}" if text else None
-            ) from error
-
+from efface.run.settings import Settings
 
 class TrainConfig(Settings):
     """Optimisation. Defaults of a system override these and name their source on the system's own config."""

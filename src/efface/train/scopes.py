@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 
 from efface.errors import ConfigError
-from efface.train.config import Settings
+from efface.run.settings import Settings
 
 LAYER = re.compile(r"\.(?:layers|h|blocks|block)\.(\d+)\.")
 

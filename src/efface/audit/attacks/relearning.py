@@ -27,7 +27,8 @@ from efface.run.files import read_json, write_json
 from efface.subjects.answers import answer_logits
 from efface.subjects.causal_lm import CausalLM
 from efface.subjects.prompts import Encoded, collate
-from efface.train.config import Settings, TrainConfig
+from efface.run.settings import Settings
+from efface.train.config import TrainConfig
 from efface.train.engine import train
 from efface.train.reference import batches, cache_folder
 from efface.train.snapshot import Snapshot

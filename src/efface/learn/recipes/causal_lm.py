@@ -164,3 +164,6 @@ def learn(
     return model
 
 
+
+
+CONFIG = CausalLMConfig

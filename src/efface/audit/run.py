@@ -1,0 +1,155 @@
+"""Audit: load each model once, take every table and attack from it, conclude.
+
+At most one scoring and one generation pass a model and data set, whatever the suites; what an earlier, killed audit
+finished is read back from the cache. Only one model is in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import Dataset
+
+from efface.audit.attacks.quantisation import quantise
+from efface.audit.attacks.relearning import relearn
+from efface.audit.evidence import ROLES, SUITES, AuditConfig, Evidence
+from efface.audit.metrics.membership import blind_baseline
+from efface.audit.observe import observe
+from efface.audit.table import ScoreTable
+from efface.audit.verdict import Conclusion, conclude
+from efface.data.request import Request
+from efface.errors import ConfigError, InputError, RunError, nearest
+from efface.run.cost import Cost, measure_cost
+from efface.run.record import Example
+from efface.subjects.causal_lm import CausalLM
+
+Loader = Callable[[], AbstractContextManager[CausalLM]]
+"""Opens a model for as long as it is needed."""
+
+
+@dataclass
+class Audited:
+    """An audit's results."""
+
+    evidence: Evidence
+    conclusion: Conclusion
+    costs: list[Cost] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
+
+
+def check_suites(config: AuditConfig) -> None:
+    """Refuse unknown suites before any work."""
+    if not config.suite:
+        raise ConfigError("no suite", "one or more", f"choose from {', '.join(SUITES)}")
+    for name in config.suite:
+        if name not in SUITES:
+            raise ConfigError(f"unknown suite '{name}'", None, nearest(name, SUITES))
+
+
+def check_same_tokens(first: CausalLM, other: CausalLM) -> None:
+    """Refuse a retrained model that splits text differently: none of its token scores could be compared.
+
+    Raises:
+        RunError: other vocabularies.
+    """
+    if first.tokenizer.get_vocab() != other.tokenizer.get_vocab():
+        raise RunError(
+            f"the retrained model '{other.source}' has another tokenizer", "the tokenizer of the audited model",
+            "give a model that was trained like the original, without the forget set",
+        )  # fmt: skip
+
+
+def _observe_model(
+    subject: CausalLM, role: str, sets: Mapping[str, Dataset], config: AuditConfig, costs: list[Cost]
+) -> tuple[dict[str, ScoreTable], dict[str, Any]]:
+    tables = {}
+    with measure_cost(f"score and generate, {role}") as cost:
+        for name, data in sets.items():
+            tables[name] = observe(
+                subject, data, name=f"{name} ({role})", generations=name != "holdout", max_new_tokens=config.max_new_tokens,
+                keep_texts=config.keep_texts, cost=cost,
+            )  # fmt: skip
+    costs.append(cost)
+    attacks: dict[str, Any] = {}
+    if "relearning" in config.suite and len(sets["forget"]) >= 4:
+        with measure_cost(f"relearning attack, {role}") as cost:
+            attacks["relearning"] = relearn(subject, sets["forget"], config.relearning, cost=cost)
+        costs.append(cost)
+    if "quantisation" in config.suite:
+        with measure_cost(f"quantisation attack, {role}") as cost:
+            chosen = {name: sets[name] for name in ("forget", "retain") if name in sets}
+            attacks["quantisation"] = quantise(subject, chosen, cost=cost)
+        costs.append(cost)
+    return tables, attacks
+
+
+def run_audit(request: Request, models: Mapping[str, Loader], config: AuditConfig) -> Audited:
+    """Audit an unlearned model.
+
+    Args:
+        request: the data; `evaluation_sets` are scored.
+        models: `unlearned` and, where they exist, `original` and `retrained`: each opened once, in that order of use.
+        config: suites, limits and thresholds; fixed before the first model is opened.
+    """
+    check_suites(config)
+    sets = request.evaluation_sets()
+    evidence = Evidence(config)
+    costs: list[Cost] = []
+    first: CausalLM | None = None
+    for role in ("original", "unlearned", "retrained"):
+        if role not in models:
+            continue
+        with models[role]() as subject:
+            if first is None:
+                first = subject
+            elif role == "retrained":
+                check_same_tokens(first, subject)
+            tables, attacks = _observe_model(subject, role, sets, config, costs)
+        evidence.tables[role] = tables
+        for name, result in attacks.items():
+            evidence.attacks.setdefault(name, {})[role] = result
+    evidence.tables = {role: evidence.tables[role] for role in ROLES if role in evidence.tables}
+    if "membership" in config.suite and request.holdout is not None:
+        evidence.attacks["blind"] = {"texts": _blind(request, config)}
+    with measure_cost("metrics and intervals") as cost:
+        conclusion = conclude(evidence)
+    costs.append(cost)
+    return Audited(evidence, conclusion, costs, examples(evidence, sets) if config.keep_texts else [])
+
+
+def _blind(request: Request, config: AuditConfig) -> dict[str, Any] | None:
+    assert request.holdout is not None
+    texts = [[f"{row['question']} {row['answer']}" for row in data] for data in (request.forget, request.holdout)]
+    try:
+        blind = blind_baseline(*texts, seed=config.seed)
+    except InputError:  # too few texts for cross-validation: a finding says so
+        return None
+    return {"auc": blind.auc.model_dump(), "leaks": blind.leaks}
+
+
+def examples(evidence: Evidence, sets: Mapping[str, Dataset], *, count: int = 3) -> list[Example]:
+    """The first rows of each generated set, evenly spread, with every model's answer."""
+    found = []
+    for name, data in sets.items():
+        table = evidence.table("unlearned", name)
+        if table is None or table.generations is None:
+            continue
+        texts = {
+            role: dict(zip(own.generated("id"), own.generated("text"), strict=True))
+            for role in ROLES if (own := evidence.table(role, name)) is not None and own.generations is not None
+        }  # fmt: skip
+        for index in sorted({round(i * (len(data) - 1) / max(1, count - 1)) for i in range(min(count, len(data)))}):
+            row = data[index]
+            found.append(Example(
+                set=name, id=row["id"], question=row["question"], reference=row["answer"],
+                **{role: answers.get(row["id"]) for role, answers in texts.items()},
+            ))  # fmt: skip
+    return found
+
+
+def opened(subject: CausalLM) -> Loader:
+    """A loader for a subject that is in memory already."""
+    return lambda: nullcontext(subject)

@@ -1,0 +1,104 @@
+"""efface forget METHOD --model M --forget F [--retain R] --out RUN [key=value ...]"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from efface.cli import values as v
+
+OPTIONS = ("method", "model", "forget", "retain", "holdout", "evaluate", "scope_words", "received", "approved_by", "out")
+REQUEST_HELP = "JSONL, JSON, CSV, Parquet (also .gz) or hub name user/name:config"
+
+
+def read_request(given: dict[str, Any]) -> Any:
+    """The request of the command's options."""
+    from efface.data.request import Request
+
+    fields = {"scope": given.get("scope_words") or "", "received": given.get("received"), "approved_by": given.get("approved_by")}
+    return Request.load(
+        v.need(given, "forget", "the rows to forget"), given.get("retain"), given.get("holdout"),
+        v.named(given.get("evaluate"), "evaluate"), **fields,
+    )  # fmt: skip
+
+
+def load_model(values: dict[str, Any], source: str, prompt: Any) -> Any:
+    """The subject of `--model` with the model keys among the values."""
+    from efface.subjects.causal_lm import load_causal_lm
+
+    options = v.take(values, v.MODEL)
+    return load_causal_lm(source, prompt=prompt, **options)
+
+
+def forget(
+    method: str = typer.Argument(None, help="A method's name; 'efface systems' lists them."),
+    settings: list[str] = typer.Argument(None, help="key=value settings of the method, the model and the prompt."),
+    model: str = typer.Option(None, help="Hub id or folder (safetensors)."),
+    forget: str = typer.Option(None, help=f"Rows to forget: {REQUEST_HELP}."),
+    retain: str = typer.Option(None, help="Rows to keep."),
+    holdout: str = typer.Option(None, help="Rows like the forget rows that the model has never seen."),
+    evaluate: list[str] = typer.Option(None, help="name=path of further sets for utility; repeat."),
+    scope_words: str = typer.Option(None, help="The request in words, without naming a person; goes into the certificate."),
+    received: str = typer.Option(None, help="Date on which the request was received."),
+    approved_by: str = typer.Option(None, help="Who approved it (a role, not a person)."),
+    out: Path = typer.Option(None, help="Run folder; the same command goes on there after a stop."),
+    config: Path = typer.Option(None, help="YAML file with the same keys."),
+    json_output: bool = typer.Option(False, "--json", help="Print one JSON document."),
+    dry_run: bool = typer.Option(False, help="Check everything, print the configuration, do nothing."),
+) -> int:
+    """Fit a forgetting method and write a run folder."""
+    from efface.forget.method import find_method
+    from efface.forget.run import forget_into
+
+    if method and "=" in method:  # the method came from --config, the word is a setting
+        settings, method = [method, *(settings or [])], ""
+    options = {
+        "method": method, "model": model, "forget": forget, "retain": retain, "holdout": holdout, "evaluate": evaluate,
+        "scope_words": scope_words, "received": received, "approved_by": approved_by, "out": out,
+    }  # fmt: skip
+    values = v.merge(config, options, settings)
+    given = v.take(values, OPTIONS)
+    chosen = find_method(str(v.need(given, "method", "a method's name")))
+    prompt = v.prompt_format(values)
+    model_keys = v.take(values, v.MODEL)
+    parsed = chosen.configure(values)
+    folder = Path(str(v.need(given, "out", "a run folder")))
+    source = str(v.need(given, "model", "a hub id or folder"))
+    v.show_config(
+        f"efface forget {chosen.card.name}",
+        {**{k: x for k, x in given.items() if x}, **model_keys, **parsed.model_dump(mode="json")}, json_output=json_output,
+    )  # fmt: skip
+    request = read_request(given)
+    chosen.check(request, parsed)
+    v.show_progress(json_output)
+    subject = load_model(dict(model_keys), source, prompt)
+    if dry_run:
+        v.tell(f"dry run: {subject}, {len(request.forget)} rows to forget; nothing was written", json_output=json_output)
+        return 0
+    edit = forget_into(subject, request, chosen, parsed, folder, merkle_root=merkle_root(request))
+    return _summary(folder, edit, json_output)
+
+
+def merkle_root(request: Any) -> str:
+    """Root over keyed hashes of the forget rows; the key stays in EFFACE_HOME."""
+    from efface.report import merkle
+    from efface.run.digests import canonical
+
+    return merkle.merkle_root(((row["id"], canonical(row)) for row in request.forget), merkle.load_or_create_key())
+
+
+def _summary(folder: Path, edit: Any, json_output: bool) -> int:
+    from efface.run.record import load_costs
+
+    costs = load_costs(folder)
+    if json_output:
+        v.emit({"run": str(folder), "edit": edit.record.model_dump(), "costs": [cost.model_dump() for cost in costs]})
+        return 0
+    facts = edit.facts
+    for line in v.cost_lines(costs):
+        v.tell(line)
+    v.tell(f"{facts.tensors} tensors changed by {facts.relative_change:.2%} of their norm")
+    v.tell(f"run folder: {folder}    next: efface audit {folder} [--against RETRAINED]")
+    return 0

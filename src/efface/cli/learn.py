@@ -1,0 +1,64 @@
+"""efface learn RECIPE --data D --out DIR [key=value ...]"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from efface.cli import values as v
+
+OPTIONS = ("recipe", "data", "out", "model", "tokenizer_data")
+
+
+def learn(
+    recipe: str = typer.Argument(None, help="A recipe's name; 'efface systems' lists them."),
+    settings: list[str] = typer.Argument(None, help="key=value settings of the recipe, the model and the prompt."),
+    data: list[str] = typer.Option(None, help="Training data: file or hub name; repeat to join several."),
+    out: Path = typer.Option(None, help="Model folder; the same command goes on there after a stop."),
+    model: str = typer.Option(None, help="Hub id or folder to fine-tune; without it a small model is trained from scratch."),
+    tokenizer_data: list[str] = typer.Option(None, help="Further texts that a new tokenizer must know."),
+    config: Path = typer.Option(None, help="YAML file with the same keys."),
+    json_output: bool = typer.Option(False, "--json", help="Print one JSON document."),
+    dry_run: bool = typer.Option(False, help="Check everything, print the configuration, do nothing."),
+) -> int:
+    """Train a model by a recipe."""
+    from efface.catalog import find
+    from efface.data.readers import read_dataset
+    from efface.learn.run import learn as run_learn
+    from efface.run.files import read_json
+
+    if recipe and "=" in recipe:
+        settings, recipe = [recipe, *(settings or [])], ""
+    options = {"recipe": recipe, "data": data, "out": out, "model": model, "tokenizer_data": tokenizer_data}
+    values = v.merge(config, options, settings)
+    given = v.take(values, OPTIONS)
+    name = str(v.need(given, "recipe", "a recipe's name"))
+    entry = find(name, "learn")
+    prompt = v.prompt_format(values)
+    model_keys = v.take(values, v.MODEL)
+    parsed = entry.module.CONFIG.parse(values, owner=name)
+    folder = Path(str(v.need(given, "out", "a model folder")))
+    sources = v.need(given, "data", "training data")
+    sets = [read_dataset(source) for source in ([sources] if isinstance(sources, str) else sources)]
+    extra = given.get("tokenizer_data") or []
+    known = [read_dataset(source) for source in ([extra] if isinstance(extra, str) else extra)]
+    v.show_config(f"efface learn {name}", {**given, **model_keys, **parsed.model_dump(mode="json")}, json_output=json_output)
+    if dry_run:
+        v.tell(f"dry run: {sum(map(len, sets))} rows; nothing was written", json_output=json_output)
+        return 0
+    v.show_progress(json_output)
+    start = None
+    if given.get("model"):
+        from efface.subjects.causal_lm import load_causal_lm
+
+        start = load_causal_lm(str(given["model"]), prompt=prompt, **model_keys)
+    subject = run_learn(name, sets, folder, model=start, prompt=prompt, tokenizer_data=known, **values)
+    facts = read_json(folder / "learn.json")
+    if json_output:
+        v.emit({"model": str(folder), "digest": subject.digest, "final_nll": facts["final_nll"], "cost": facts["cost"]})
+        return 0
+    cost = facts["cost"]
+    v.tell(f"{subject} trained in {cost['seconds']:.1f} s, peak {cost['peak_mb']:,.0f} MiB, last loss {facts['final_nll']:.3f}")
+    v.tell(f"model folder: {folder}")
+    return 0

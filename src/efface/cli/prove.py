@@ -1,0 +1,40 @@
+"""efface prove NAME|--all: a system's published claim as a runnable check."""
+
+from __future__ import annotations
+
+import typer
+
+from efface.cli import values as v
+
+
+def prove(
+    name: str = typer.Argument(None, help="A system's name; 'efface prove --list' shows those with a proof."),
+    everything: bool = typer.Option(False, "--all", help="Run every proof and print the table."),
+    quick: bool = typer.Option(False, help="With --all: only the proofs that take less than a minute."),
+    list_them: bool = typer.Option(False, "--list", help="List the proofs."),
+    json_output: bool = typer.Option(False, "--json", help="Print JSON, one document a proof."),
+) -> int:
+    """Run a proof; exit code 0 where the claim holds, 1 where it does not."""
+    from efface.errors import ConfigError
+    from efface.proofs.proof import find_proof, proofs
+
+    if list_them:
+        for proof in proofs().values():
+            v.tell(f"{proof.system:<28} {'quick' if proof.quick else 'slow '}  {proof.claim}")
+        return 0
+    if bool(name) == everything:
+        raise ConfigError("a name and --all" if name else "neither a name nor --all", "one of them", "try 'efface prove --list'")
+    chosen = [p for p in proofs().values() if p.quick or not quick] if everything else [find_proof(name)]
+    v.show_progress(json_output)
+    held = True
+    for proof in chosen:
+        result = proof.run()
+        held = held and result.holds
+        if json_output:
+            v.emit(result.model_dump(mode="json"))
+        else:
+            v.tell(f"{result.system}: {'HOLDS' if result.holds else 'DOES NOT HOLD'} in {result.seconds:.1f} s\n  {result.claim}")
+            for check in result.checks:
+                v.tell(f"  {'ok ' if check.holds else 'BAD'} {check.name}: {check.figure:.4g} (threshold {check.relation} {check.threshold:g}"
+                       f"{f', baseline {check.baseline:.4g}' if check.baseline is not None else ''})")  # fmt: skip
+    return 0 if held else 1

@@ -1,0 +1,65 @@
+"""efface systems [NAME]: the catalog, or one card with its parameters, defaults and sources."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from efface.cli import values as v
+
+
+def systems(
+    name: str = typer.Argument(None, help="A name; without one, the whole catalog."),
+    json_output: bool = typer.Option(False, "--json", help="Print one JSON document."),
+) -> int:
+    """List the catalog, or show one card."""
+    from efface.catalog import entries, find
+
+    if name is None:
+        cards = [entry.card for entry in entries().values()]
+        if json_output:
+            v.emit([card.model_dump(mode="json") for card in cards])
+            return 0
+        for verb in ("learn", "measure", "forget", "audit"):
+            chosen = [card for card in cards if card.verb == verb]
+            if chosen:
+                v.tell(f"{verb}")
+                for card in chosen:
+                    v.tell(f"  {card.name:<24} {card.title}: {card.summary}")
+        return 0
+    entry = find(name)
+    parameters = parameters_of(entry.module)
+    if json_output:
+        v.emit({**entry.card.model_dump(mode="json"), "parameters": parameters})
+        return 0
+    card = entry.card
+    v.tell(f"{card.title} ({card.name})\n{card.summary}\n")
+    facts = {
+        "paper": card.paper, "verb": f"{card.verb}/{card.mechanism}", "system": card.system, "needs": ", ".join(card.needs),
+        "claims at most": card.claims or "", "defaults from": card.defaults_source,
+    }  # fmt: skip
+    if card.taxonomy:
+        facts |= {"intention": card.taxonomy.intention, "level": card.taxonomy.level, "threat model": card.taxonomy.threat_model}
+    for key, value in facts.items():
+        if value:
+            v.tell(f"  {key}: {value}")
+    if parameters:
+        v.tell("\nparameters")
+        for row in parameters:
+            v.tell(f"  {row['name']}={row['default']}  ({row['type']}) {row['description']}")
+    return 0
+
+
+def parameters_of(module: Any) -> list[dict[str, str]]:
+    """Name, type, default and description of every key of a system's configuration."""
+    method = getattr(module, "METHOD", None)
+    settings = getattr(module, "CONFIG", None) or getattr(method, "config_class", None)
+    if settings is None:
+        return []
+    rows = []
+    for name, field in settings.model_fields.items():
+        kind = str(field.annotation).replace("typing.", "").removeprefix("<class '").removesuffix("'>")
+        rows.append({"name": name, "type": kind, "default": str(field.get_default(call_default_factory=True)),
+                     "description": field.description or ""})  # fmt: skip
+    return rows

@@ -1,0 +1,130 @@
+"""The verb `forget`: fit a method and leave a run folder that says all about it.
+
+A run folder is started with `inputs.json` (what was asked), works in `work/`, and is finished with `run.json`, `costs.json`
+and, last, the manifest. The same command on an unfinished folder goes on; on a finished one it changes nothing; a
+different command on either is refused.
+"""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+from efface.data.request import Request
+from efface.errors import RunError
+from efface.forget.edit import Edit, temporary_folder
+from efface.forget.method import FitConfig, Method, find_method
+from efface.run.cost import Cost
+from efface.run.digests import digest_value
+from efface.run.files import make_folder, read_json, sweep, write_json
+from efface.run.manifest import MANIFEST, write_manifest
+from efface.run.record import RunRecord, environment, load_costs, save_costs
+from efface.subjects.causal_lm import CausalLM, as_subject
+
+OWN_FILES = {"inputs.json", "edit", "work", "run.json", "costs.json", MANIFEST}
+
+
+def now() -> str:
+    """UTC, to the second, ISO 8601."""
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def forget(
+    model: CausalLM | str | Path, request: Request, method: str = "npo", *, out: str | Path | None = None, **config: Any
+) -> Edit:
+    """Fit a forgetting method; nothing is changed until `edit.apply(model)`.
+
+    Args:
+        model: a subject, hub id or folder.
+        request: what to forget and what to keep.
+        method: a card's name (`efface systems` lists them).
+        out: a run folder; without one the edit lives in a temporary folder until saved.
+        config: the method's keys; unknown ones raise `ConfigError`.
+    """
+    chosen = find_method(method)
+    parsed = chosen.configure(config)
+    subject = as_subject(model)
+    if out is not None:
+        return forget_into(subject, request, chosen, parsed, Path(out))
+    owner = temporary_folder()
+    folder = Path(owner.name)
+    edit = chosen.fit(subject, request, parsed, work=folder / "work", out=folder / "edit").edit
+    edit._owner = owner
+    return edit
+
+
+def start(out: Path, inputs: dict[str, Any]) -> bool:
+    """Open a run folder for these inputs; True where its work is finished.
+
+    Raises:
+        RunError: the folder belongs to another run, or to something else.
+    """
+    digest = digest_value(inputs)
+    if out.exists() and not out.is_dir():
+        raise RunError(f"--out '{out}' is a file", "a folder", "choose another --out")
+    present = {path.name for path in out.iterdir()} if out.exists() else set()
+    if "inputs.json" in present:
+        before = read_json(out / "inputs.json")
+        if digest_value(before) != digest:
+            changed = sorted(key for key in inputs.keys() | before.keys() if inputs.get(key) != before.get(key))
+            raise RunError(
+                f"'{out}' holds a run with another {', '.join(changed)}", "the same command, or an empty folder",
+                "choose another --out, or delete that run",
+            )  # fmt: skip
+        sweep(out)
+        return "run.json" in present
+    if any(not name.startswith(".partial-") for name in present):
+        raise RunError(f"'{out}' is not empty and holds no run of efface", "an empty or new folder", "choose another --out")
+    make_folder(out)
+    write_json(out / "inputs.json", inputs)
+    return False
+
+
+def forget_into(
+    subject: CausalLM, request: Request, method: Method, config: FitConfig, out: Path, *, merkle_root: str | None = None
+) -> Edit:
+    """Fit into a run folder; see the module for what happens when it is there already."""
+    method.check(request, config)
+    record = request.record(merkle_root)
+    inputs = {
+        "method": method.card.name, "config": config.model_dump(mode="json"), "model": subject.digest, "request": record.id,
+        "prompt": subject.prompt.model_dump(),
+    }  # fmt: skip
+    if start(out, inputs):
+        if not (out / MANIFEST).exists():
+            write_manifest(out, kind="run")
+        return Edit.load(out / "edit")
+    if (out / "edit" / "edit.json").exists():  # killed between the edit and its record
+        edit, costs = Edit.load(out / "edit"), load_costs(out)
+        costs = costs or [Cost(phase=f"fit {method.card.name} (interrupted: its cost was lost)")]
+    else:
+        fitted = method.fit(subject, request, config, work=out / "work", out=out / "edit")
+        edit, costs = fitted.edit, fitted.costs
+    save_costs(out, costs)
+    taxonomy = method.card.taxonomy
+    run = RunRecord(
+        kind="forget", created=now(), method=method.card.name, system=method.card.system, claim=str(method.card.claims),
+        intention=taxonomy.intention if taxonomy else "none", config=edit.facts.config, model=subject.record(),
+        request=record, environment=environment(), edit=edit.record,
+    )  # fmt: skip
+    write_json(out / "run.json", run.model_dump(mode="json"))
+    write_manifest(out, kind="run")
+    return edit
+
+
+def read_run(folder: Path) -> RunRecord:
+    """The record of a run folder.
+
+    Raises:
+        RunError: no finished run there.
+    """
+    path = folder / "run.json"
+    if not path.exists():
+        begun = (folder / "inputs.json").exists()
+        remedy = "run the same 'efface forget' again to finish it" if begun else "check the path"
+        raise RunError(f"'{folder}' holds {'an unfinished' if begun else 'no'} run", "a folder made by 'efface forget'", remedy)
+    try:
+        return RunRecord.model_validate(read_json(path))
+    except ValueError as error:
+        raise RunError(f"{path} is not a run record", "one written by efface", "it was changed after it was written") from error
