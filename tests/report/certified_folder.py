@@ -88,9 +88,14 @@ def fill_run(folder: Path, result: MethodResult, *, outcome_on_disk: bool = True
     write_json(folder / "run.json", result.run.model_dump(mode="json"))
     findings: Any = [row.model_dump(mode="json") for row in result.findings]
     if outcome_on_disk:
-        findings = {"outcome": result.outcome.model_dump(mode="json"), "findings": findings, "quantisation": []}
+        findings = {
+            "outcome": result.outcome.model_dump(mode="json"),
+            "findings": findings,
+            "not_tested": ["Left out."],
+        }
     write_json(folder / "findings.json", findings)
     write_json(folder / "costs.json", [cost.model_dump() for cost in result.costs])
+    write_json(folder / "curves.json", [curve.model_dump() for curve in result.relearning])
     write_json(folder / "examples.json", [])
     write_json(folder / "attacks" / "relearning.json", {"steps": [0, 10]})
     write_bytes(folder / "tables" / "unlearned" / "forget.arrow", bytes(range(256)))

@@ -115,7 +115,7 @@ def test_facts_come_from_the_records(tmp_path: Path) -> None:
     (run,) = predicate["runs"]
     assert predicate["issued"] == ISSUED
     assert predicate["ledger"] == link
-    assert predicate["not_tested"] == ["Adversarial prompts."]
+    assert predicate["not_tested"] == ["Adversarial prompts.", "Left out."]
     assert run["request"] == {
         "id": "r1",
         "received": "2026-02-01",
@@ -196,6 +196,8 @@ def test_only_what_lies_in_the_folder_is_certified(tmp_path: Path) -> None:
         certify(tmp_path, [better])
     with pytest.raises(RunError, match=r"findings\.json differs"):
         certify(tmp_path, [make_result(make_run(), "damaged")])
+    with pytest.raises(RunError, match=r"differs from the result"):
+        certify(tmp_path, [result.model_copy(update={"relearning": []})])
     with pytest.raises(RunError, match=r"fits no run\.json"):
         certify(tmp_path, [make_result(make_run(claim="exact"))])
     with pytest.raises(RunError, match="at least one run"):

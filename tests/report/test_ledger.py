@@ -68,7 +68,7 @@ def test_swapped_and_renumbered_entries_show(ledger: Path, tmp_path: Path) -> No
         append_entry(name, "2026-01-01", path=other)
     forged = other.read_bytes().splitlines(keepends=True)[1]
     ledger.write_bytes(b"".join([lines[0], forged, *lines[2:]]))
-    with pytest.raises(CheckFailed, match="entry 1 does not follow"):
+    with pytest.raises(CheckFailed, match="entry 2 does not follow"):
         read_ledger(ledger)
 
 

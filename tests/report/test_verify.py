@@ -19,7 +19,7 @@ from efface.run.files import write_bytes, write_json
 from efface.run.manifest import MANIFEST, write_manifest
 
 SINGLE_FILES = [
-    "README.md", "attacks/relearning.json", "certificate.dsse.json", "certificate.json", "costs.json",
+    "README.md", "attacks/relearning.json", "certificate.dsse.json", "certificate.json", "costs.json", "curves.json",
     "edit/delta.safetensors", "examples.json", "findings.json", "manifest.json", "report.html", "run.json",
     "tables/unlearned/forget.arrow",
 ]  # fmt: skip

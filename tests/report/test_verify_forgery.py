@@ -68,6 +68,8 @@ def raise_level(predicate: dict[str, Any]) -> None:
         lambda p: p["runs"][0]["evidence"]["outcome"].update(word="not judged"),
         lambda p: p["runs"][0]["forget_set"].update(rows=33),
         lambda p: p["runs"][0].update(folder="../other"),
+        lambda p: p["runs"][0]["evidence"]["relearning"][0].update(values=[0.0, 0.0]),
+        lambda p: p["not_tested"].remove("Left out."),
         lambda p: p["runs"][0].update(more=1),
         lambda p: p.update(more=1),
         lambda p: p.pop("copies"),

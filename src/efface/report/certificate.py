@@ -87,6 +87,7 @@ def _match(stored: list[StoredRun], result: MethodResult) -> StoredRun:
             run.findings != result.findings,
             run.outcome not in (None, result.outcome),
             run.quantisation not in (None, result.quantisation),
+            run.relearning not in (None, result.relearning),
         ]
         if any(differs):
             raise RunError(
@@ -113,12 +114,13 @@ def build_predicate(
     folder = Path(folder)
     stored = read_runs(folder)
     known = known_copies(folder, stored)
-    entries = []
+    entries, untested = [], list(not_tested)
     for result in results:
         run = _match(stored, result)
+        untested += [line for line in run.not_tested if line not in untested]
         on_disk = result.model_copy(update={"run": run.run, "costs": run.costs})
         entries.append(describe_run(run.place, on_disk, (ceilings or {}).get(run.run.method)))
-    return assemble(entries, not_tested=not_tested, copies=_copies(known, copies), chain=chain, issued=issued)
+    return assemble(entries, not_tested=untested, copies=_copies(known, copies), chain=chain, issued=issued)
 
 
 def subjects(files: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -141,7 +143,7 @@ def build_statement(
     Args:
         folder: holds the runs and a manifest that fits.
         results: the audited runs of the folder, as its files say.
-        not_tested: what was not tested, and known limits, in sentences.
+        not_tested: what was not tested, and known limits, in sentences; those of the audits are added.
         copies: where the data or its derivatives may still be: `place` and `state` in words, more keys as
             needed. One with the `place` of a copy from `known_copies` stands instead of that one.
         chain: from `efface.report.ledger.next_link`, or None.

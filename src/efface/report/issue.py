@@ -65,5 +65,5 @@ def issue(
     if chain:
         append_entry(digest_value(statement), arguments["issued"], link=link, path=ledger)
     runs = statement["predicate"]["runs"]
-    claims = [f"{entry['label']}: {entry['claim']['in_words']}" for entry in runs]
+    claims = [f"{entry['label']}: {entry['claim']['first_line']}" for entry in runs]
     return Issued(path, claims, statement_digest(folder), signing_key is not None)

@@ -16,9 +16,10 @@ from efface.errors import RunError
 from efface.report.data import Outcome
 from efface.run.cost import Cost
 from efface.run.files import read_json
-from efface.run.record import RunRecord, load_costs
+from efface.run.record import Curve, RunRecord, load_costs
 
-_FINDINGS = TypeAdapter(list[Finding])
+_FINDINGS, _CURVES = TypeAdapter(list[Finding]), TypeAdapter(list[Curve])
+_LINES = TypeAdapter(list[str])
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class StoredRun:
         place: its folder as a POSIX path below the outer folder; `.` is the folder itself.
         outcome: None where `findings.json` holds findings only.
         quantisation: None where `findings.json` holds none of its own.
+        not_tested: what the audit says it did not test.
+        relearning: the curves of `curves.json`; None where there is no such file.
     """
 
     place: str
@@ -37,6 +40,8 @@ class StoredRun:
     outcome: Outcome | None
     quantisation: list[Finding] | None
     costs: list[Cost]
+    not_tested: list[str]
+    relearning: list[Curve] | None
 
 
 def run_places(folder: Path) -> list[str]:
@@ -50,15 +55,16 @@ def file_in(place: str, name: str) -> str:
     return name if place == "." else f"{place}/{name}"
 
 
-def _findings(value: Any) -> tuple[list[Finding], Outcome | None, list[Finding] | None]:
+def _findings(value: Any) -> tuple[list[Finding], Outcome | None, list[Finding] | None, list[str]]:
     """`findings.json` is a list of findings, or an object that holds it beside the outcome."""
     if isinstance(value, list):
-        return _FINDINGS.validate_python(value), None, None
+        return _FINDINGS.validate_python(value), None, None, []
     outcome, quantisation = value.get("outcome"), value.get("quantisation")
     return (
         _FINDINGS.validate_python(value["findings"]),
         None if outcome is None else Outcome.model_validate(outcome),
         None if quantisation is None else _FINDINGS.validate_python(quantisation),
+        _LINES.validate_python(value.get("not_tested", [])),
     )
 
 
@@ -73,15 +79,18 @@ def read_run(folder: Path, place: str) -> StoredRun:
     try:
         run = RunRecord.model_validate(read_json(folder / place / name))
         name = "findings.json"
-        findings, outcome, quantisation = _findings(read_json(folder / place / name))
+        findings, outcome, quantisation, not_tested = _findings(read_json(folder / place / name))
         name = "costs.json"
         costs = load_costs(folder / place)
+        name = "curves.json"
+        path = folder / place / name
+        relearning = _CURVES.validate_python(read_json(path)) if path.exists() else None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise RunError(
             f"{file_in(place, name)} is not what efface writes ({reason})", None, "run its command again"
         ) from error
-    return StoredRun(place, run, findings, outcome, quantisation, costs)
+    return StoredRun(place, run, findings, outcome, quantisation, costs, not_tested, relearning)
 
 
 def read_runs(folder: Path) -> list[StoredRun]:

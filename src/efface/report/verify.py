@@ -117,8 +117,11 @@ def _differences(expected: Any, given: Any, path: str) -> list[str]:
     return [f"{path} is {texts[1]}, the folder says {texts[0]}"]
 
 
-def _entry(folder: Path, given: dict[str, Any], places: list[str]) -> dict[str, Any]:
-    """What a certificate should state about a run: from the run's files, and from itself where none says."""
+def _entry(folder: Path, given: dict[str, Any], places: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """What should be stated about a run: from its files, and from the certificate where none says.
+
+    Also what its audit did not test.
+    """
     if given["folder"] not in places:
         raise CheckFailed(f"the certificate names a run in '{given['folder']}', which is not in the folder")
     stored, evidence = read_run(folder, given["folder"]), given["evidence"]
@@ -129,11 +132,11 @@ def _entry(folder: Path, given: dict[str, Any], places: list[str]) -> dict[str, 
             "findings": stored.findings,
             "costs": stored.costs,
             "outcome": stored.outcome or evidence["outcome"],
-            "relearning": evidence["relearning"],
+            "relearning": evidence["relearning"] if stored.relearning is None else stored.relearning,
             "quantisation": evidence["quantisation"] if stored.quantisation is None else stored.quantisation,
         }
     )
-    return describe_run(given["folder"], result, given["method"]["claim_ceiling"])
+    return describe_run(given["folder"], result, given["method"]["claim_ceiling"]), stored.not_tested
 
 
 def _facts(folder: Path, statement: dict[str, Any]) -> list[Check]:
@@ -142,7 +145,8 @@ def _facts(folder: Path, statement: dict[str, Any]) -> list[Check]:
     try:
         given = statement["predicate"]
         places = run_places(folder)
-        entries = [_entry(folder, entry, places) for entry in given["runs"]]
+        described = [_entry(folder, entry, places) for entry in given["runs"]]
+        entries = [entry for entry, _ in described]
         expected = assemble(
             entries,
             not_tested=given["not_tested"],
@@ -152,6 +156,8 @@ def _facts(folder: Path, statement: dict[str, Any]) -> list[Check]:
         )
         # The digests were checked with the form; a difference that lies under them is the one to name.
         lines = _differences({**expected, "digest": None}, {**given, "digest": None}, "predicate")
+        untested = dict.fromkeys(line for _, left_out in described for line in left_out)
+        lines += [f"not_tested leaves out '{line}'" for line in untested if line not in given["not_tested"]]
     except EffaceError as error:
         return [Check(name, False, str(error), CERTIFICATE)]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
