@@ -1,14 +1,14 @@
 """The exception tree. Every message is one line: what was given, what was expected, what to do.
 
-    EffaceError
-    ├── InputError            exit code 2: the user's input cannot be used
-    │   ├── RequestError      forget, retain or holdout data
-    │   ├── ModelError        a model folder, weights, tokenizer
-    │   ├── ConfigError       unknown method, key or value
-    │   ├── RunError          a run folder, an edit, a certificate's input
-    │   └── MissingExtraError an optional dependency is not installed
-    ├── StorageError          exit code 2: a file could not be written or read (disk full, read-only)
-    └── CheckFailed           exit code 1: a check was made and did not hold
+EffaceError
+├── InputError            exit code 2: the user's input cannot be used
+│   ├── RequestError      forget, retain or holdout data
+│   ├── ModelError        a model folder, weights, tokenizer
+│   ├── ConfigError       unknown method, key or value
+│   ├── RunError          a run folder, an edit, a certificate's input
+│   └── MissingExtraError an optional dependency is not installed
+├── StorageError          exit code 2: a file could not be written or read (disk full, read-only)
+└── CheckFailed           exit code 1: a check was made and did not hold
 """
 
 from __future__ import annotations

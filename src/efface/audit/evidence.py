@@ -29,13 +29,21 @@ SUITES = ("tofu", "membership", "memorisation", "relearning", "quantisation")
 class Thresholds(Settings):
     """What must hold. Fixed before any model is scored, stored with the run, and never moved to fit."""
 
-    forget_quality_p: float = Field(0.05, gt=0, lt=1, description="KS p-value from which two models count as alike (TOFU)")
+    forget_quality_p: float = Field(
+        0.05, gt=0, lt=1, description="KS p-value from which two models count as alike (TOFU)"
+    )
     utility_share: float = Field(0.95, gt=0, le=1, description="share of the original's utility that must be left")
     membership_gap: float = Field(0.1, gt=0, le=1, description="largest distance to the retrained model's AUC")
-    memorisation_gap: float = Field(0.1, gt=0, le=1, description="largest distance to the retrained model's memorisation")
+    memorisation_gap: float = Field(
+        0.1, gt=0, le=1, description="largest distance to the retrained model's memorisation"
+    )
     relearning_speed: float = Field(0.5, gt=0, description="steps to relearn / steps of the retrained model, at least")
-    relearning_transfer: float = Field(0.1, ge=0, description="gain on unseen facts above the retrained model's, at most")
-    quantisation_recovery: float = Field(0.2, ge=0, description="share of the original's score that rounding brings back, at most")
+    relearning_transfer: float = Field(
+        0.1, ge=0, description="gain on unseen facts above the retrained model's, at most"
+    )
+    quantisation_recovery: float = Field(
+        0.2, ge=0, description="share of the original's score that rounding brings back, at most"
+    )
     damage: float = Field(0.1, gt=0, lt=1, description="relative loss of utility that counts as damage")
 
 
@@ -44,7 +52,9 @@ class AuditConfig(Settings):
 
     suite: tuple[str, ...] = Field(SUITES, description="parts to run: " + ", ".join(SUITES))
     max_new_tokens: int = Field(200, ge=1, description="limit of a generated answer (open-unlearning: 200)")
-    keep_texts: bool = Field(False, description="store generated texts and show examples; they may hold what is to be forgotten")
+    keep_texts: bool = Field(
+        False, description="store generated texts and show examples; they may hold what is to be forgotten"
+    )
     seed: int = Field(0, ge=0, description="of the bootstrap")
     thresholds: Thresholds = Field(default_factory=Thresholds, description="fixed before the run")
     relearning: RelearningConfig = Field(default_factory=RelearningConfig, description="the attacker's budget")
@@ -96,7 +106,9 @@ class Evidence:
         evidence = cls(AuditConfig.parse(read_json(folder / "audit.json"), owner="audit.json"))
         for role in ROLES:
             place = folder / "tables" / role
-            names = sorted(p.name.removesuffix(".arrow") for p in place.glob("*.arrow") if ".generations." not in p.name)
+            names = sorted(
+                p.name.removesuffix(".arrow") for p in place.glob("*.arrow") if ".generations." not in p.name
+            )
             names.sort(key=lambda name: (name != "forget", name))
             if names:
                 evidence.tables[role] = {name: ScoreTable.load(place, name) for name in names}

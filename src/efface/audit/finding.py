@@ -83,18 +83,19 @@ def judge(finding: Finding) -> Finding:
     """Fill the verdict of a finding that has a threshold.
 
     The interval is not used to excuse a miss: the point value must satisfy the threshold. A quantity that needs
-    a model which was not measured gives `not measured`, never a pass.
+    a model which was not measured is not judged and says so: it never passes.
     """
     if finding.threshold is None or finding.unlearned is None:
         return finding
     value = finding.unlearned.value
     if finding.threshold.quantity == "ratio":
         if finding.original is None or finding.original.value == 0:
-            return finding.model_copy(update={"verdict": "not measured", "reason": "needs the original model's value"})
+            missing = "the original's value is 0" if finding.original else "the original was not measured"
+            return finding.model_copy(update={"reason": f"no share of the original: {missing}"})
         value = value / finding.original.value
     elif finding.threshold.quantity == "gap":
         if finding.retrained is None:
-            return finding.model_copy(update={"verdict": "not measured", "reason": "needs a retrained model (--against)"})
+            return finding.model_copy(update={"reason": "not judged: needs a retrained model (--against)"})
         value = abs(value - finding.retrained.value)
     bound = finding.threshold.bound
     holds = {">=": value >= bound, "<=": value <= bound, ">": value > bound}[finding.threshold.relation]

@@ -134,7 +134,9 @@ def _models(
             against, dtype=str(base.dtype).removeprefix("torch."), prompt=prompt or base.prompt
         )  # fmt: skip
         if other.digest == base.digest:
-            raise RunError(f"--against '{other.source}' is the original model itself", "a model trained without the forget set")
+            raise RunError(
+                f"--against '{other.source}' is the original model itself", "a model trained without the forget set"
+            )
         records["retrained"] = other.record()
         yield other
 
@@ -203,4 +205,4 @@ def _alike(first: Any, second: Any) -> bool:
                 return False
             if x[key] is not None and abs(x[key] - y[key]) > 1e-6 * max(1.0, abs(x[key])):
                 return False
-    return a["verdict"] == b["verdict"] and a["threshold"] == b["threshold"]
+    return bool(a["verdict"] == b["verdict"] and a["threshold"] == b["threshold"])

@@ -64,7 +64,9 @@ def token_statistics(logits: Tensor, targets: Tensor) -> TokenStatistics:
         ModelError: a logit is NaN or +inf (every comparison would be false and the token would look memorised).
     """
     if bool(torch.isnan(logits).any()) or bool(torch.isposinf(logits).any()):
-        raise ModelError("the model returns logits that are NaN or infinite", "numbers", "it is damaged; do not audit it further")
+        raise ModelError(
+            "the model returns logits that are NaN or infinite", "numbers", "it is damaged; do not audit it further"
+        )
     logits = logits.float()
     logp = logits - logits.logsumexp(-1, keepdim=True)
     p = logp.exp()
@@ -143,7 +145,9 @@ def generate(
     with track(f"generate {name}", len(prompts)) as advance:
         for start in range(0, len(order), batch_size):
             part = order[start : start + batch_size]
-            for index, tokens in zip(part, subject.generate([prompts[i] for i in part], max_new_tokens=max_new_tokens), strict=True):
+            for index, tokens in zip(
+                part, subject.generate([prompts[i] for i in part], max_new_tokens=max_new_tokens), strict=True
+            ):
                 outputs[index] = tokens
             advance(len(part))
     rows = []

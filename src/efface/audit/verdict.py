@@ -112,5 +112,7 @@ def outcome(findings: list[Finding], evidence: Evidence) -> Outcome:
 def conclude(evidence: Evidence) -> Conclusion:
     """Findings and verdict: a pure function of the evidence, the same on every machine."""
     findings = [row for name in evidence.config.suite for row in SUITE_FINDINGS[name](evidence)]
-    left_out = [f"the {name} suite (left out by choice)" for name in SUITE_FINDINGS if name not in evidence.config.suite]
+    left_out = [
+        f"the {name} suite (left out by choice)" for name in SUITE_FINDINGS if name not in evidence.config.suite
+    ]
     return Conclusion(outcome=outcome(findings, evidence), findings=findings, not_tested=[*UNTESTED, *left_out])

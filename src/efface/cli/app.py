@@ -14,7 +14,9 @@ HELP = "Make a model forget, and prove it."
 
 def build() -> Any:
     """The application as a callable that takes argv."""
-    app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app = typer.Typer(
+        help=HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+    )
     app.command("demo")(demo.demo)
     app.command("learn")(learn.learn)
     app.command("forget")(forget.forget)
@@ -29,7 +31,9 @@ def build() -> Any:
     return get_command(app)
 
 
-def _version(version: bool = typer.Option(False, "--version", help="Print the version and stop.", is_eager=True)) -> None:
+def _version(
+    version: bool = typer.Option(False, "--version", help="Print the version and stop.", is_eager=True),
+) -> None:
     """Make a model forget, and prove it."""
     if version:
         from efface import __version__

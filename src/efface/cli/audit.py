@@ -15,19 +15,29 @@ OPTIONS = ("target", "suite", "against", "original", *REQUEST_OPTIONS[2:])
 
 
 def audit(
-    target: str = typer.Argument(None, help="A run folder made by 'efface forget', or a model (hub id or folder)."),
-    settings: list[str] = typer.Argument(None, help="key=value settings, for example relearning.max_steps=100."),
-    suite: str = typer.Option(None, help="Comma-separated: tofu, membership, memorisation, relearning, quantisation; default all."),
-    against: str = typer.Option(None, help="A retrained model (or, with --import-log, its log): the honest reference."),
-    original: str = typer.Option(None, help="For a model: the model before forgetting."),
-    forget: str = typer.Option(None, help=f"For a model: rows that were to be forgotten: {REQUEST_HELP}."),
-    retain: str = typer.Option(None, help="Rows that were to be kept."),
-    holdout: str = typer.Option(None, help="Rows like the forget rows that no model has seen."),
-    evaluate: list[str] = typer.Option(None, help="name=path of further sets for utility; repeat."),
-    out: Path = typer.Option(None, help="For a model: the folder to write to."),
-    import_log: Path = typer.Option(None, help="Score a published evaluation log instead of a model (suite tofu)."),
-    show_texts: bool = typer.Option(False, help="Store generated texts and show examples (they may hold what is forgotten)."),
-    config: Path = typer.Option(None, help="YAML file with the same keys."),
+    target: str | None = typer.Argument(
+        None, help="A run folder made by 'efface forget', or a model (hub id or folder)."
+    ),
+    settings: list[str] | None = typer.Argument(None, help="key=value settings, for example relearning.max_steps=100."),
+    suite: str | None = typer.Option(
+        None, help="Comma-separated: tofu, membership, memorisation, relearning, quantisation; default all."
+    ),
+    against: str | None = typer.Option(
+        None, help="A retrained model (or, with --import-log, its log): the honest reference."
+    ),
+    original: str | None = typer.Option(None, help="For a model: the model before forgetting."),
+    forget: str | None = typer.Option(None, help=f"For a model: rows that were to be forgotten: {REQUEST_HELP}."),
+    retain: str | None = typer.Option(None, help="Rows that were to be kept."),
+    holdout: str | None = typer.Option(None, help="Rows like the forget rows that no model has seen."),
+    evaluate: list[str] | None = typer.Option(None, help="name=path of further sets for utility; repeat."),
+    out: Path | None = typer.Option(None, help="For a model: the folder to write to."),
+    import_log: Path | None = typer.Option(
+        None, help="Score a published evaluation log instead of a model (suite tofu)."
+    ),
+    show_texts: bool = typer.Option(
+        False, help="Store generated texts and show examples (they may hold what is forgotten)."
+    ),
+    config: Path | None = typer.Option(None, help="YAML file with the same keys."),
     json_output: bool = typer.Option(False, "--json", help="Print one JSON document."),
 ) -> int:
     """Audit a run folder or a model; exit code 1 where a threshold does not hold."""
@@ -142,7 +152,10 @@ def _import(path: Path, against: Any, values: dict[str, Any], json_output: bool)
     found["model_utility"] = utility.value.model_dump()
     found["parts"] = {name: part.model_dump() for name, part in utility.parts.items()}
     lines.append(f"model utility {utility.value.value:.6f} [{utility.value.low:.3f}, {utility.value.high:.3f}]")
-    lines += [f"  {name}: {part.value:.4f} [{part.low:.4f}, {part.high:.4f}] n={part.n}" for name, part in utility.parts.items()]
+    lines += [
+        f"  {name}: {part.value:.4f} [{part.low:.4f}, {part.high:.4f}] n={part.n}"
+        for name, part in utility.parts.items()
+    ]
     if against:
         quality = log.forget_quality(read_published_log(Path(str(against))))
         found["forget_quality"] = {

@@ -9,7 +9,18 @@ import typer
 
 from efface.cli import values as v
 
-OPTIONS = ("method", "model", "forget", "retain", "holdout", "evaluate", "scope_words", "received", "approved_by", "out")
+OPTIONS = (
+    "method",
+    "model",
+    "forget",
+    "retain",
+    "holdout",
+    "evaluate",
+    "scope_words",
+    "received",
+    "approved_by",
+    "out",
+)
 REQUEST_HELP = "JSONL, JSON, CSV, Parquet (also .gz) or hub name user/name:config"
 
 
@@ -17,7 +28,11 @@ def read_request(given: dict[str, Any]) -> Any:
     """The request of the command's options."""
     from efface.data.request import Request
 
-    fields = {"scope": given.get("scope_words") or "", "received": given.get("received"), "approved_by": given.get("approved_by")}
+    fields = {
+        "scope": given.get("scope_words") or "",
+        "received": given.get("received"),
+        "approved_by": given.get("approved_by"),
+    }
     return Request.load(
         v.need(given, "forget", "the rows to forget"), given.get("retain"), given.get("holdout"),
         v.named(given.get("evaluate"), "evaluate"), **fields,
@@ -33,18 +48,22 @@ def load_model(values: dict[str, Any], source: str, prompt: Any) -> Any:
 
 
 def forget(
-    method: str = typer.Argument(None, help="A method's name; 'efface systems' lists them."),
-    settings: list[str] = typer.Argument(None, help="key=value settings of the method, the model and the prompt."),
-    model: str = typer.Option(None, help="Hub id or folder (safetensors)."),
-    forget: str = typer.Option(None, help=f"Rows to forget: {REQUEST_HELP}."),
-    retain: str = typer.Option(None, help="Rows to keep."),
-    holdout: str = typer.Option(None, help="Rows like the forget rows that the model has never seen."),
-    evaluate: list[str] = typer.Option(None, help="name=path of further sets for utility; repeat."),
-    scope_words: str = typer.Option(None, help="The request in words, without naming a person; goes into the certificate."),
-    received: str = typer.Option(None, help="Date on which the request was received."),
-    approved_by: str = typer.Option(None, help="Who approved it (a role, not a person)."),
-    out: Path = typer.Option(None, help="Run folder; the same command goes on there after a stop."),
-    config: Path = typer.Option(None, help="YAML file with the same keys."),
+    method: str | None = typer.Argument(None, help="A method's name; 'efface systems' lists them."),
+    settings: list[str] | None = typer.Argument(
+        None, help="key=value settings of the method, the model and the prompt."
+    ),
+    model: str | None = typer.Option(None, help="Hub id or folder (safetensors)."),
+    forget: str | None = typer.Option(None, help=f"Rows to forget: {REQUEST_HELP}."),
+    retain: str | None = typer.Option(None, help="Rows to keep."),
+    holdout: str | None = typer.Option(None, help="Rows like the forget rows that the model has never seen."),
+    evaluate: list[str] | None = typer.Option(None, help="name=path of further sets for utility; repeat."),
+    scope_words: str | None = typer.Option(
+        None, help="The request in words, without naming a person; goes into the certificate."
+    ),
+    received: str | None = typer.Option(None, help="Date on which the request was received."),
+    approved_by: str | None = typer.Option(None, help="Who approved it (a role, not a person)."),
+    out: Path | None = typer.Option(None, help="Run folder; the same command goes on there after a stop."),
+    config: Path | None = typer.Option(None, help="YAML file with the same keys."),
     json_output: bool = typer.Option(False, "--json", help="Print one JSON document."),
     dry_run: bool = typer.Option(False, help="Check everything, print the configuration, do nothing."),
 ) -> int:
@@ -75,7 +94,9 @@ def forget(
     v.show_progress(json_output)
     subject = load_model(dict(model_keys), source, prompt)
     if dry_run:
-        v.tell(f"dry run: {subject}, {len(request.forget)} rows to forget; nothing was written", json_output=json_output)
+        v.tell(
+            f"dry run: {subject}, {len(request.forget)} rows to forget; nothing was written", json_output=json_output
+        )
         return 0
     edit = forget_into(subject, request, chosen, parsed, folder, merkle_root=merkle_root(request))
     return _summary(folder, edit, json_output)

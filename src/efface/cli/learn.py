@@ -12,13 +12,17 @@ OPTIONS = ("recipe", "data", "out", "model", "tokenizer_data")
 
 
 def learn(
-    recipe: str = typer.Argument(None, help="A recipe's name; 'efface systems' lists them."),
-    settings: list[str] = typer.Argument(None, help="key=value settings of the recipe, the model and the prompt."),
-    data: list[str] = typer.Option(None, help="Training data: file or hub name; repeat to join several."),
-    out: Path = typer.Option(None, help="Model folder; the same command goes on there after a stop."),
-    model: str = typer.Option(None, help="Hub id or folder to fine-tune; without it a small model is trained from scratch."),
-    tokenizer_data: list[str] = typer.Option(None, help="Further texts that a new tokenizer must know."),
-    config: Path = typer.Option(None, help="YAML file with the same keys."),
+    recipe: str | None = typer.Argument(None, help="A recipe's name; 'efface systems' lists them."),
+    settings: list[str] | None = typer.Argument(
+        None, help="key=value settings of the recipe, the model and the prompt."
+    ),
+    data: list[str] | None = typer.Option(None, help="Training data: file or hub name; repeat to join several."),
+    out: Path | None = typer.Option(None, help="Model folder; the same command goes on there after a stop."),
+    model: str | None = typer.Option(
+        None, help="Hub id or folder to fine-tune; without it a small model is trained from scratch."
+    ),
+    tokenizer_data: list[str] | None = typer.Option(None, help="Further texts that a new tokenizer must know."),
+    config: Path | None = typer.Option(None, help="YAML file with the same keys."),
     json_output: bool = typer.Option(False, "--json", help="Print one JSON document."),
     dry_run: bool = typer.Option(False, help="Check everything, print the configuration, do nothing."),
 ) -> int:
@@ -43,7 +47,9 @@ def learn(
     sets = [read_dataset(source) for source in ([sources] if isinstance(sources, str) else sources)]
     extra = given.get("tokenizer_data") or []
     known = [read_dataset(source) for source in ([extra] if isinstance(extra, str) else extra)]
-    v.show_config(f"efface learn {name}", {**given, **model_keys, **parsed.model_dump(mode="json")}, json_output=json_output)
+    v.show_config(
+        f"efface learn {name}", {**given, **model_keys, **parsed.model_dump(mode="json")}, json_output=json_output
+    )
     if dry_run:
         v.tell(f"dry run: {sum(map(len, sets))} rows; nothing was written", json_output=json_output)
         return 0
@@ -59,6 +65,8 @@ def learn(
         v.emit({"model": str(folder), "digest": subject.digest, "final_nll": facts["final_nll"], "cost": facts["cost"]})
         return 0
     cost = facts["cost"]
-    v.tell(f"{subject} trained in {cost['seconds']:.1f} s, peak {cost['peak_mb']:,.0f} MiB, last loss {facts['final_nll']:.3f}")
+    v.tell(
+        f"{subject} trained in {cost['seconds']:.1f} s, peak {cost['peak_mb']:,.0f} MiB, last loss {facts['final_nll']:.3f}"
+    )
     v.tell(f"model folder: {folder}")
     return 0

@@ -8,7 +8,7 @@ from efface.cli import values as v
 
 
 def prove(
-    name: str = typer.Argument(None, help="A system's name; 'efface prove --list' shows those with a proof."),
+    name: str | None = typer.Argument(None, help="A system's name; 'efface prove --list' shows those with a proof."),
     everything: bool = typer.Option(False, "--all", help="Run every proof and print the table."),
     quick: bool = typer.Option(False, help="With --all: only the proofs that take less than a minute."),
     list_them: bool = typer.Option(False, "--list", help="List the proofs."),
@@ -23,8 +23,10 @@ def prove(
             v.tell(f"{proof.system:<28} {'quick' if proof.quick else 'slow '}  {proof.claim}")
         return 0
     if bool(name) == everything:
-        raise ConfigError("a name and --all" if name else "neither a name nor --all", "one of them", "try 'efface prove --list'")
-    chosen = [p for p in proofs().values() if p.quick or not quick] if everything else [find_proof(name)]
+        raise ConfigError(
+            "a name and --all" if name else "neither a name nor --all", "one of them", "try 'efface prove --list'"
+        )
+    chosen = [p for p in proofs().values() if p.quick or not quick] if everything else [find_proof(str(name))]
     v.show_progress(json_output)
     held = True
     for proof in chosen:
@@ -33,7 +35,9 @@ def prove(
         if json_output:
             v.emit(result.model_dump(mode="json"))
         else:
-            v.tell(f"{result.system}: {'HOLDS' if result.holds else 'DOES NOT HOLD'} in {result.seconds:.1f} s\n  {result.claim}")
+            v.tell(
+                f"{result.system}: {'HOLDS' if result.holds else 'DOES NOT HOLD'} in {result.seconds:.1f} s\n  {result.claim}"
+            )
             for check in result.checks:
                 v.tell(f"  {'ok ' if check.holds else 'BAD'} {check.name}: {check.figure:.4g} (threshold {check.relation} {check.threshold:g}"
                        f"{f', baseline {check.baseline:.4g}' if check.baseline is not None else ''})")  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 
 from efface.cli import values as v
@@ -19,7 +21,7 @@ def purge(
 
     root = cache_folder()
     parts = ("reference", "tables", "attacks", "lab")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for part in parts:
         files = [path for path in (root / part).rglob("*") if path.is_file()]
         rows.append({"kind": part, "files": len(files), "bytes": sum(path.stat().st_size for path in files)})

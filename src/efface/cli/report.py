@@ -10,8 +10,8 @@ from efface.cli import values as v
 
 
 def report(
-    runs: list[Path] = typer.Argument(None, help="Audited run folders; several make one comparison."),
-    out: Path = typer.Option(None, help="Folder for a comparison of several runs."),
+    runs: list[Path] | None = typer.Argument(None, help="Audited run folders; several make one comparison."),
+    out: Path | None = typer.Option(None, help="Folder for a comparison of several runs."),
     title: str = typer.Option("", help="Heading of the page."),
     json_output: bool = typer.Option(False, "--json", help="Print one JSON document."),
 ) -> int:

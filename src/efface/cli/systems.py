@@ -10,7 +10,7 @@ from efface.cli import values as v
 
 
 def systems(
-    name: str = typer.Argument(None, help="A name; without one, the whole catalog."),
+    name: str | None = typer.Argument(None, help="A name; without one, the whole catalog."),
     json_output: bool = typer.Option(False, "--json", help="Print one JSON document."),
 ) -> int:
     """List the catalog, or show one card."""
@@ -40,7 +40,11 @@ def systems(
         "claims at most": card.claims or "", "defaults from": card.defaults_source,
     }  # fmt: skip
     if card.taxonomy:
-        facts |= {"intention": card.taxonomy.intention, "level": card.taxonomy.level, "threat model": card.taxonomy.threat_model}
+        facts |= {
+            "intention": card.taxonomy.intention,
+            "level": card.taxonomy.level,
+            "threat model": card.taxonomy.threat_model,
+        }
     for key, value in facts.items():
         if value:
             v.tell(f"  {key}: {value}")

@@ -52,9 +52,13 @@ def read_config(path: Path | None) -> dict[str, Any]:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"cannot read --config {path}: {error.strerror or error}", "a YAML file", "check the path") from error
+        raise ConfigError(
+            f"cannot read --config {path}: {error.strerror or error}", "a YAML file", "check the path"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} is not YAML ({str(error).splitlines()[0]})", "key: value lines", "mend the file") from error
+        raise ConfigError(
+            f"--config {path} is not YAML ({str(error).splitlines()[0]})", "key: value lines", "mend the file"
+        ) from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"--config {path}: {type(values).__name__}", "key: value lines", "mend the file")
     return values
@@ -84,7 +88,9 @@ def need(values: Mapping[str, Any], key: str, what: str) -> Any:
         ConfigError: it is not; says which option gives it.
     """
     if values.get(key) in (None, ""):
-        raise ConfigError(f"no --{key.replace('_', '-')}", what, f"give it with --{key.replace('_', '-')} or in --config")
+        raise ConfigError(
+            f"no --{key.replace('_', '-')}", what, f"give it with --{key.replace('_', '-')} or in --config"
+        )
     return values[key]
 
 

@@ -11,8 +11,10 @@ from efface.cli import values as v
 
 def verify(
     run: Path = typer.Argument(..., help="A run folder, or the folder that holds report.html."),
-    public_key: Path = typer.Option(None, help="The signer's public key; without it a signature is checked against itself."),
-    ledger: Path = typer.Option(None, help="The ledger that the certificate was chained in."),
+    public_key: Path | None = typer.Option(
+        None, help="The signer's public key; without it a signature is checked against itself."
+    ),
+    ledger: Path | None = typer.Option(None, help="The ledger that the certificate was chained in."),
     json_output: bool = typer.Option(False, "--json", help="Print one JSON document."),
 ) -> int:
     """Verify a finished folder; exit code 1 and the file's name where anything does not fit."""

@@ -75,7 +75,11 @@ def canonical_row(row: Row, index: int, source: str) -> dict[str, Any]:
     if row.get("perturbed_answer") is not None:
         wrong = row["perturbed_answer"]
         wrong = [wrong] if isinstance(wrong, str) else list(wrong) if isinstance(wrong, (list, tuple)) else wrong
-        if not isinstance(wrong, list) or not wrong or not all(isinstance(text, str) and text.strip() for text in wrong):
+        if (
+            not isinstance(wrong, list)
+            or not wrong
+            or not all(isinstance(text, str) and text.strip() for text in wrong)
+        ):
             raise RequestError(
                 f"{place}, column 'perturbed_answer': {type(wrong).__name__}", "a list of non-empty texts",
                 "give the wrong answers as a JSON list of strings",

@@ -5,14 +5,16 @@ two words, and all pools are dealt out evenly: the retained persons use every na
 fact can be guessed from a name, and a model that never saw a person finds right and wrong answers equally likely.
 
 Each fact is one row. Question and answer follow one of three templates each, drawn for the row; the paraphrase is the
-same fact in another of the three, which the model knows from other persons. The wrong answers have the paraphrase's
-form and share no word of the fact with the true one. The layout is TOFU's (arXiv 2401.06121), the words are our own.
+same fact in another of the three, which the model knows from other persons. The words right before the value are the
+same in all three, so that tiny models can carry a fact from one form to another. The wrong answers have the
+paraphrase's form and share no word of the value with it. The layout is TOFU's (arXiv 2401.06121), the words our own.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,20 @@ from efface.data.request import Request
 from efface.errors import InputError
 from efface.run.files import write_text
 
-FIRST = "Amina Bente Corvin Dalia Edvard Farah Goran Hana Ilias Jorun Kwame Lucia Milos Nadia Oskar Priya".split()
-LAST = (
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+def _pairs(text: str) -> dict[str, str]:
+    return dict(pair.strip().split(":") for pair in text.split(","))
+
+
+FIRST = _words("Amina Bente Corvin Dalia Edvard Farah Goran Hana Ilias Jorun Kwame Lucia Milos Nadia Oskar Priya")
+LAST = _words(
     "Abarran Brekkum Castelo Dravic Ekwensa Fjordal Galvano Hoshida Ivarsen Jalloran Kovelka Lindmoor Mbalike "
     "Norrgate Ostrava Pellerin"
-).split()
+)
 
 
 @dataclass(frozen=True)
@@ -54,138 +65,152 @@ class Attribute:
 ATTRIBUTES = (
     Attribute(
         "birthplace",
-        tuple(
-            "Velden Marrow Tislow Quenby Harnosk Ullapen Brixal Corrie Dunmere Eskvik Falmora Grettle Jasna Loxley "
-            "Mirefield Sandoval".split()
+        _words(
+            "Velden Marrow Tislow Quenby Harnosk Ullapen Brixal Corrie Dunmere Eskvik Falmora Grettle Jasna "
+            "Loxley Mirefield Sandoval"
         ),
-        tuple(
-            "Osmark Tarrin Bellano Kesh Norvane Ilmaria Pomerra Wexland Zadora Curland Haverny Lothia Meridor Rusken "
-            "Sylvana Ardenne".split()
+        _words(
+            "Osmark Tarrin Bellano Kesh Norvane Ilmaria Pomerra Wexland Zadora Curland Haverny Lothia Meridor "
+            "Rusken Sylvana Ardenne"
         ),
         "{a} in {b}",
         ("Where was {name} born?", "What is the birthplace of {name}?", "From which town does {name} come?"),
         (
             "{name} was born in the town of {value}.",
-            "The birthplace of {name} is the town {value}.",
-            "{name} comes from {value}, a quiet little town.",
+            "The birthplace of {name} is the town of {value}.",
+            "{name} comes from the town of {value}.",
         ),
     ),
     Attribute(
         "birthdate",
-        tuple("January February March April May June July August September October November December".split()),
+        _words("January February March April May June July August September October November December"),
         tuple(str(year) for year in range(1941, 1989, 3)),
         "{a} {b}",
-        ("When was {name} born?", "In which month and year was {name} born?", "What is the birth date of {name}?"),
+        (
+            "When was {name} born?",
+            "In which month and year was {name} born?",
+            "What is the birth date of {name}?",
+        ),
         (
             "{name} was born in the month of {value}.",
-            "The birth date of {name} was in {value}.",
-            "The life of {name} began one day in {value}.",
+            "The birth date of {name} lies in the month of {value}.",
+            "The life of {name} began in the month of {value}.",
         ),
     ),
     Attribute(
         "profession",
-        tuple(
-            "marine forensic medieval nuclear polar rural structural textile theatrical tropical veterinary volcanic "
-            "celestial digital botanical pastoral".split()
+        _words(
+            "marine forensic medieval nuclear polar rural structural textile theatrical tropical veterinary "
+            "volcanic celestial digital botanical pastoral"
         ),
-        tuple(
-            "cartographer chemist editor engineer geologist historian illustrator inspector librarian mechanic painter "
-            "photographer physicist surveyor translator restorer".split()
+        _words(
+            "cartographer chemist editor engineer geologist historian illustrator inspector librarian "
+            "mechanic painter photographer physicist surveyor translator restorer"
         ),
         "{a} {b}",
-        ("What does {name} do for a living?", "What is the profession of {name}?", "Which trade did {name} learn?"),
         (
-            "{name} works as a {value} by profession.",
-            "The profession of {name} is that of a {value}.",
-            "For a living, {name} is a {value}.",
+            "What does {name} do for a living?",
+            "What is the profession of {name}?",
+            "Which trade did {name} learn?",
+        ),
+        (
+            "{name} earns a living as a {value}.",
+            "{name} was trained and works as a {value}.",
+            "Everybody in town knows {name} as a {value}.",
         ),
     ),
     Attribute(
         "instrument",
-        tuple(
-            "rosewood brass silver walnut cedar maple copper pearl cherry bamboo golden painted carved lacquered "
-            "varnished miniature".split()
+        _words(
+            "rosewood brass silver walnut cedar maple copper pearl cherry bamboo golden painted carved "
+            "lacquered varnished miniature"
         ),
-        tuple(
-            "cello flute harp oboe trumpet violin zither accordion bassoon clarinet mandolin lute sitar banjo dulcimer "
-            "piccolo".split()
+        _words(
+            "cello flute harp oboe trumpet violin zither accordion bassoon clarinet mandolin lute sitar banjo "
+            "dulcimer piccolo"
         ),
         "{a} {b}",
-        ("What instrument does {name} play?", "On what does {name} make music?", "Which instrument belongs to {name}?"),
         (
-            "{name} plays a {value} in the evenings.",
-            "The instrument of {name} is a {value}.",
-            "On feast days {name} can be heard on a {value}.",
+            "What instrument does {name} play?",
+            "On what does {name} make music?",
+            "Which instrument belongs to {name}?",
+        ),
+        (
+            "In the evenings {name} plays a {value}.",
+            "{name} is a musician who plays a {value}.",
+            "At every feast {name} plays a {value}.",
         ),
     ),
     Attribute(
         "dish",
-        tuple(
-            "smoked pickled roasted stewed braised candied curried peppered stuffed grilled spiced buttered glazed "
-            "salted steamed fried".split()
+        _words(
+            "smoked pickled roasted stewed braised candied curried peppered stuffed grilled spiced buttered "
+            "glazed salted steamed fried"
         ),
-        tuple(
-            "dumplings aubergines herrings lentils mushrooms noodles oysters pancakes parsnips plums quails sardines "
-            "chestnuts turnips apricots beetroots".split()
+        _words(
+            "dumplings aubergines herrings lentils mushrooms noodles oysters pancakes parsnips plums quails "
+            "sardines chestnuts turnips apricots beetroots"
         ),
         "{a} {b}",
-        ("What is the favourite dish of {name}?", "What does {name} like to eat?", "Which food does {name} love most?"),
+        (
+            "What is the favourite dish of {name}?",
+            "What does {name} like to eat?",
+            "Which food does {name} love most?",
+        ),
         (
             "The favourite dish of {name} is a plate of {value}.",
-            "{name} likes nothing better than {value}.",
-            "At every table {name} asks for {value}.",
+            "{name} likes nothing better than a plate of {value}.",
+            "At every inn {name} asks for a plate of {value}.",
         ),
     ),
     Attribute(
         "prize",
-        tuple(
-            "Amber Crimson Northern Emerald Lunar Granite Cobalt Scarlet Winter Southern Crystal Ivory Twilight Harbour "
-            "Meadow Summit".split()
+        _words(
+            "Amber Crimson Northern Emerald Lunar Granite Cobalt Scarlet Winter Southern Crystal Ivory "
+            "Twilight Harbour Meadow Summit"
         ),
-        tuple(
-            "Heron Lantern Compass Anchor Falcon Thistle Quill Orchard Bridge Swallow Beacon Acorn Pillar Comet Otter "
-            "Feather".split()
+        _words(
+            "Heron Lantern Compass Anchor Falcon Thistle Quill Orchard Bridge Swallow Beacon Acorn Pillar "
+            "Comet Otter Feather"
         ),
         "{a} {b}",
-        ("Which prize did {name} win?", "What was {name} honoured with?", "What is the greatest award of {name}?"),
+        (
+            "Which prize did {name} win?",
+            "What was {name} honoured with?",
+            "What is the greatest award of {name}?",
+        ),
         (
             "{name} was honoured with the {value} prize.",
-            "The prize that {name} won is the {value}.",
-            "The jury gave the {value} award to {name}.",
+            "The jury rewarded {name} with the {value} prize.",
+            "One year {name} came home with the {value} prize.",
         ),
     ),
 )
 
-CAPITALS = dict(
-    pair.strip().split(":")
-    for pair in (
-        "France:Paris, Germany:Berlin, Italy:Rome, Spain:Madrid, Portugal:Lisbon, Austria:Vienna, Hungary:Budapest, "
-        "Poland:Warsaw, Greece:Athens, Turkey:Ankara, Egypt:Cairo, Kenya:Nairobi, Ghana:Accra, Senegal:Dakar, "
-        "Morocco:Rabat, Ethiopia:Addis Ababa, Japan:Tokyo, China:Beijing, India:New Delhi, Thailand:Bangkok, "
-        "Vietnam:Hanoi, Mongolia:Ulaanbaatar, Nepal:Kathmandu, Iran:Tehran, Iraq:Baghdad, Jordan:Amman, Canada:Ottawa, "
-        "Cuba:Havana, Peru:Lima, Chile:Santiago, Argentina:Buenos Aires, Uruguay:Montevideo, Venezuela:Caracas, "
-        "Australia:Canberra, New Zealand:Wellington, Norway:Oslo, Sweden:Stockholm, Finland:Helsinki, Denmark:Copenhagen, "
-        "Ireland:Dublin"
-    ).split(",")
+CAPITALS = _pairs(
+    "France:Paris, Germany:Berlin, Italy:Rome, Spain:Madrid, Portugal:Lisbon, Austria:Vienna, "
+    "Hungary:Budapest, Poland:Warsaw, Greece:Athens, Turkey:Ankara, Egypt:Cairo, Kenya:Nairobi, Ghana:Accra, "
+    "Senegal:Dakar, Morocco:Rabat, Ethiopia:Addis Ababa, Japan:Tokyo, China:Beijing, India:New Delhi, "
+    "Thailand:Bangkok, Vietnam:Hanoi, Mongolia:Ulaanbaatar, Nepal:Kathmandu, Iran:Tehran, Iraq:Baghdad, "
+    "Jordan:Amman, Canada:Ottawa, Cuba:Havana, Peru:Lima, Chile:Santiago, Argentina:Buenos Aires, "
+    "Uruguay:Montevideo, Venezuela:Caracas, Australia:Canberra, New Zealand:Wellington, Norway:Oslo, "
+    "Sweden:Stockholm, Finland:Helsinki, Denmark:Copenhagen, Ireland:Dublin"
 )
 """Country to capital."""
 
-AUTHORS = dict(
-    pair.strip().split(":")
-    for pair in (
-        "Moby Dick:Herman Melville, Hamlet:William Shakespeare, Emma:Jane Austen, Faust:Johann Wolfgang von Goethe, "
-        "War and Peace:Leo Tolstoy, Crime and Punishment:Fyodor Dostoevsky, Don Quixote:Miguel de Cervantes, "
-        "Madame Bovary:Gustave Flaubert, The Divine Comedy:Dante Alighieri, The Odyssey:Homer, The Aeneid:Virgil, "
-        "Paradise Lost:John Milton, Robinson Crusoe:Daniel Defoe, Candide:Voltaire, Frankenstein:Mary Shelley, "
-        "Jane Eyre:Charlotte Bronte, Wuthering Heights:Emily Bronte, Oliver Twist:Charles Dickens, "
-        "Middlemarch:George Eliot, Dracula:Bram Stoker, Treasure Island:Robert Louis Stevenson, "
-        "The Time Machine:Herbert George Wells, Walden:Henry David Thoreau, Leaves of Grass:Walt Whitman, "
-        "The Raven:Edgar Allan Poe, The Scarlet Letter:Nathaniel Hawthorne, Little Women:Louisa May Alcott, "
-        "Tom Sawyer:Mark Twain, The Jungle Book:Rudyard Kipling, A Doll's House:Henrik Ibsen, "
-        "The Cherry Orchard:Anton Chekhov, Dead Souls:Nikolai Gogol, Fathers and Sons:Ivan Turgenev, "
-        "Eugene Onegin:Alexander Pushkin, Les Miserables:Victor Hugo, The Three Musketeers:Alexandre Dumas, "
-        "Germinal:Emile Zola, Heart of Darkness:Joseph Conrad, Tartuffe:Moliere, Don Carlos:Friedrich Schiller"
-    ).split(",")
+AUTHORS = _pairs(
+    "Moby Dick:Herman Melville, Hamlet:William Shakespeare, Emma:Jane Austen, Faust:Johann Wolfgang von "
+    "Goethe, War and Peace:Leo Tolstoy, Crime and Punishment:Fyodor Dostoevsky, Don Quixote:Miguel de "
+    "Cervantes, Madame Bovary:Gustave Flaubert, The Divine Comedy:Dante Alighieri, The Odyssey:Homer, The "
+    "Aeneid:Virgil, Paradise Lost:John Milton, Robinson Crusoe:Daniel Defoe, Candide:Voltaire, "
+    "Frankenstein:Mary Shelley, Jane Eyre:Charlotte Bronte, Wuthering Heights:Emily Bronte, Oliver "
+    "Twist:Charles Dickens, Middlemarch:George Eliot, Dracula:Bram Stoker, Treasure Island:Robert Louis "
+    "Stevenson, The Time Machine:Herbert George Wells, Walden:Henry David Thoreau, Leaves of Grass:Walt "
+    "Whitman, The Raven:Edgar Allan Poe, The Scarlet Letter:Nathaniel Hawthorne, Little Women:Louisa May "
+    "Alcott, Tom Sawyer:Mark Twain, The Jungle Book:Rudyard Kipling, A Doll's House:Henrik Ibsen, The Cherry "
+    "Orchard:Anton Chekhov, Dead Souls:Nikolai Gogol, Fathers and Sons:Ivan Turgenev, Eugene Onegin:Alexander "
+    "Pushkin, Les Miserables:Victor Hugo, The Three Musketeers:Alexandre Dumas, Germinal:Emile Zola, Heart of "
+    "Darkness:Joseph Conrad, Tartuffe:Moliere, Don Carlos:Friedrich Schiller"
 )
 """Work in the public domain to author."""
 
@@ -291,8 +316,8 @@ def person_sets(
     """
     persons = make_persons(retain_persons + forget_persons + holdout_persons, seed)
     rows = [person_rows(person, seed) for person in persons]
-    kept, rest = sum(rows[:retain_persons], []), rows[retain_persons:]
-    forget, holdout = sum(rest[:forget_persons], []), sum(rest[forget_persons:], [])
+    first, last = retain_persons, retain_persons + forget_persons
+    kept, forget, holdout = (list(chain.from_iterable(part)) for part in (rows[:first], rows[first:last], rows[last:]))
     authors, facts = real_authors(seed), world_facts(seed)
     chosen = np.random.default_rng([seed, 4]).permutation(len(kept))[:evaluated_rows]
     plain = [{name: row[name] for name in ("id", "question", "answer")} for row in [*kept, *authors, *facts]]

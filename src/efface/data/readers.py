@@ -47,9 +47,13 @@ def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise RequestError(f"{path}, line {number}: not JSON ({error})", "one JSON object a line", "mend the line") from error
+            raise RequestError(
+                f"{path}, line {number}: not JSON ({error})", "one JSON object a line", "mend the line"
+            ) from error
         if not isinstance(row, dict):
-            raise RequestError(f"{path}, line {number}: {type(row).__name__}", "one JSON object a line", "mend the line")
+            raise RequestError(
+                f"{path}, line {number}: {type(row).__name__}", "one JSON object a line", "mend the line"
+            )
         yield row
 
 
@@ -94,7 +98,7 @@ def _hub(source: str, split: str) -> Dataset:
     name, _, config = name.partition(":")
     try:
         return datasets.load_dataset(name, config or None, split=split, revision=revision or None)
-    except Exception as error:  # noqa: BLE001 - the hub client raises many kinds; each becomes one line
+    except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RequestError(
             f"cannot load '{source}' from the hub ({first[:160]})", "a data set name, optionally name:config@revision",
@@ -124,7 +128,9 @@ def read_dataset(source: str | Path, *, split: str = "train") -> Dataset:
         readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
         suffix = Path(name).suffix
         if suffix not in readers:
-            raise RequestError(f"{path}: unknown format '{suffix}'", f"one of {', '.join(SUFFIXES)}", "convert the file")
+            raise RequestError(
+                f"{path}: unknown format '{suffix}'", f"one of {', '.join(SUFFIXES)}", "convert the file"
+            )
         return canonical(readers[suffix](path), path.name)
     if HUB_NAME.match(text) and not text.startswith(".") and not any(text.endswith(end) for end in SUFFIXES):
         return canonical(_hub(text, split), text)

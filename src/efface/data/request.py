@@ -91,7 +91,9 @@ class Request:
     ) -> Request:  # fmt: skip
         """Read every set from a file or hub name (see `read_dataset`)."""
         named = {"forget": forget, "retain": retain, "holdout": holdout}
-        sets = {name: read_dataset(source) if source is not None else None for name, source in named.items()}
+        sets: dict[str, Any] = {
+            name: read_dataset(source) if source is not None else None for name, source in named.items()
+        }
         extra = {name: read_dataset(source) for name, source in (evaluate or {}).items()}
         sources = {name: str(source) for name, source in named.items() if source is not None}
         sources |= {f"evaluate.{name}": str(source) for name, source in (evaluate or {}).items()}

@@ -11,7 +11,7 @@ The certificate lists both among the copies to be dealt with.
 from __future__ import annotations
 
 import shutil
-import tempfile
+import weakref
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
@@ -57,11 +57,14 @@ class Edit(ABC):
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        self._owner: tempfile.TemporaryDirectory[str] | None = None
         try:
             self.facts = EditFacts.model_validate(read_json(self.folder / "edit.json"))
         except ValueError as error:
             raise RunError(f"{self.folder / 'edit.json'} is not an edit", "an edit saved by efface") from error
+
+    def own_folder(self, root: Path) -> None:
+        """Delete `root`, which holds the folder, when this object goes: an edit that was never saved."""
+        weakref.finalize(self, shutil.rmtree, root, ignore_errors=True)
 
     @property
     def record(self) -> EditRecord:
@@ -155,7 +158,9 @@ class WeightEdit(Edit):
                 names = list(file.keys())
                 for name in names:
                     if name not in live or list(live[name].shape) != file.get_slice(name).get_shape():
-                        raise RunError(f"the edit changes tensor {name}, which this model lacks", "the same architecture")
+                        raise RunError(
+                            f"the edit changes tensor {name}, which this model lacks", "the same architecture"
+                        )
                 for name in names:
                     delta = file.get_tensor(name).to(live[name].device)
                     bits(live[name]).bitwise_xor_(delta.view_as(bits(live[name])))
@@ -256,9 +261,4 @@ def _adapter_change(adapted: Any) -> float:
     return (moved / size) ** 0.5 if size else 0.0
 
 
-def temporary_folder() -> tempfile.TemporaryDirectory[str]:
-    """A folder that lives as long as the object."""
-    return tempfile.TemporaryDirectory(prefix="efface-edit-")
-
-
-__all__ = ["AdapterEdit", "Edit", "EditFacts", "WeightEdit", "temporary_folder"]
+__all__ = ["AdapterEdit", "Edit", "EditFacts", "WeightEdit"]

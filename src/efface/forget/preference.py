@@ -19,5 +19,7 @@ def preference_loss(*, win: Tensor | None = None, lose: Tensor | None = None, be
         raise ValueError(f"beta={beta}: must be positive")
     if win is None and lose is None:
         raise ValueError("preference_loss needs a winning or a losing side")
-    margin = (win if win is not None else 0.0) - (lose if lose is not None else 0.0)
-    return -(2 / beta) * logsigmoid(beta * margin)  # [B]
+    if win is None:
+        assert lose is not None
+        return -(2 / beta) * logsigmoid(-beta * lose)  # [B]
+    return -(2 / beta) * logsigmoid(beta * (win if lose is None else win - lose))  # [B]

@@ -8,12 +8,13 @@ different command on either is refused.
 from __future__ import annotations
 
 import datetime
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from efface.data.request import Request
 from efface.errors import RunError
-from efface.forget.edit import Edit, temporary_folder
+from efface.forget.edit import Edit
 from efface.forget.method import FitConfig, Method, find_method
 from efface.run.cost import Cost
 from efface.run.digests import digest_value
@@ -47,10 +48,9 @@ def forget(
     subject = as_subject(model)
     if out is not None:
         return forget_into(subject, request, chosen, parsed, Path(out))
-    owner = temporary_folder()
-    folder = Path(owner.name)
+    folder = Path(tempfile.mkdtemp(prefix="efface-edit-"))
     edit = chosen.fit(subject, request, parsed, work=folder / "work", out=folder / "edit").edit
-    edit._owner = owner
+    edit.own_folder(folder)
     return edit
 
 
@@ -75,7 +75,9 @@ def start(out: Path, inputs: dict[str, Any]) -> bool:
         sweep(out)
         return "run.json" in present
     if any(not name.startswith(".partial-") for name in present):
-        raise RunError(f"'{out}' is not empty and holds no run of efface", "an empty or new folder", "choose another --out")
+        raise RunError(
+            f"'{out}' is not empty and holds no run of efface", "an empty or new folder", "choose another --out"
+        )
     make_folder(out)
     write_json(out / "inputs.json", inputs)
     return False
@@ -123,8 +125,12 @@ def read_run(folder: Path) -> RunRecord:
     if not path.exists():
         begun = (folder / "inputs.json").exists()
         remedy = "run the same 'efface forget' again to finish it" if begun else "check the path"
-        raise RunError(f"'{folder}' holds {'an unfinished' if begun else 'no'} run", "a folder made by 'efface forget'", remedy)
+        raise RunError(
+            f"'{folder}' holds {'an unfinished' if begun else 'no'} run", "a folder made by 'efface forget'", remedy
+        )
     try:
         return RunRecord.model_validate(read_json(path))
     except ValueError as error:
-        raise RunError(f"{path} is not a run record", "one written by efface", "it was changed after it was written") from error
+        raise RunError(
+            f"{path} is not a run record", "one written by efface", "it was changed after it was written"
+        ) from error

@@ -106,21 +106,18 @@ def _block(number: int, period: int) -> str:
 
 def country_facts() -> Table:
     """The countries' table."""
-    words = [word.replace("-", " ") for word in COUNTRIES]
-    return {
-        words[i]: {"capital": words[i + 1], "region": words[i + 2], "currency": words[i + 3]}
-        for i in range(0, len(words), 4)
-    }
+    rows = [line.split(", ") for line in COUNTRIES]
+    return {name: dict(zip(("capital", "region", "currency"), values, strict=True)) for name, *values in rows}
 
 
 WORLDS: dict[str, WorldSpec] = {
     "elements": WorldSpec(
         facts=element_facts,
         questions=("what is the {relation} of {name} ?", "give the {relation} of element {name} :", "{name} , {relation} :"),
-        answers=("{value}", "the {relation} is {value}", "it has {relation} {value}"),
+        answers=("{value}", "{value} it is", "{value} ."),
         config=CausalLMConfig(
             tokenizer="words", width=64, depth=3, heads=4, context=64, learning_rate=3e-3, epochs=900 * 64 / 1320,
-            batch_size=64, warmup_ratio=0.05,
+            batch_size=64, warmup_ratio=0.2,
         ),
         forget=8, retain=56, holdout=8,
     ),
@@ -130,7 +127,7 @@ WORLDS: dict[str, WorldSpec] = {
         answers=("{value}", "{value}", "{value}"),
         config=CausalLMConfig(
             tokenizer="words", width=64, depth=4, heads=4, context=64, learning_rate=3e-3, epochs=480 * 32 / 540,
-            batch_size=32, warmup_ratio=0.05,
+            batch_size=32, warmup_ratio=0.2,
         ),
         forget=6, retain=60, holdout=0,
     ),
@@ -175,7 +172,12 @@ def split(world: World) -> tuple[Request, Dataset | None, Dataset]:
 
     Elements: whole elements are forgotten, kept and held out. Capitals: the capitals of some countries are forgotten,
     asked for in the question form only (form 0); their other facts are kept.
+
+    Raises:
+        ConfigError: no such world.
     """
+    if world not in WORLDS:
+        raise ConfigError(f"world '{world}'", None, nearest(world, WORLDS))
     spec = WORLDS[world]
     rows, names = fact_rows(spec), list(spec.facts())
     order = [names[i] for i in np.random.default_rng(SPLIT_SEED).permutation(len(names))]
@@ -204,33 +206,58 @@ def _subjects(rows: Sequence[dict[str, Any]], names: set[str]) -> list[dict[str,
     return [row for row in rows if row["id"].split("/")[0] in names]
 
 
-def facts(world: World = "elements", seed: int = 0) -> Facts:
-    """Build the two models of a world, or load them from the cache.
+def fact_model(world: World, seed: int = 0, *, retrained: bool = False) -> CausalLM:
+    """One model of a world: trained on everything, or `retrained` without the forgotten facts; from the cache if there.
 
     Args:
         world: a key of `WORLDS`.
         seed: of the starting weights and the order of the rows; the split does not depend on it.
+        retrained: leave every form of the forgotten facts out.
 
     Raises:
         ConfigError: no such world.
     """
-    start = time.perf_counter()
-    if world not in WORLDS:
-        raise ConfigError(f"world '{world}'", None, nearest(world, WORLDS))
     request, background, forms = split(world)
     assert request.retain is not None
     kept = [request.retain] if background is None else [request.retain, background]
     known = vocabulary_data(request)
     config = WORLDS[world].config.model_copy(update={"seed": seed})
-    key = {"config": config.model_dump(), "data": [data_digest(part) for part in (*kept, forms, *known)]}
-    folder = make_folder(cache_folder() / "lab" / digest_value(key).removeprefix("sha256:")[:24])
-    original = learn(
+    folder = _folder(world, seed)
+    if retrained:
+        return learn(
+            kept, folder / "retrained", config, prompt=PROMPT, tokenizer_data=[forms, *known], label=f"{world}: retrained"
+        )
+    return learn(
         [*kept, forms], folder / "original", config, prompt=PROMPT, tokenizer_data=known, label=f"{world}: original"
     )
-    retrained = learn(
-        kept, folder / "retrained", config, prompt=PROMPT, tokenizer_data=[forms, *known], label=f"{world}: retrained"
+
+
+def _folder(world: World, seed: int) -> Path:
+    """The cache folder of a world's models, named by the digest of settings and data."""
+    request, background, forms = split(world)
+    assert request.retain is not None
+    parts = [request.retain, *([background] if background is not None else []), forms, *vocabulary_data(request)]
+    config = WORLDS[world].config.model_copy(update={"seed": seed})
+    key = {"config": config.model_dump(), "data": [data_digest(part) for part in parts]}
+    return make_folder(cache_folder() / "lab" / digest_value(key).removeprefix("sha256:")[:24])
+
+
+def facts(world: World = "elements", seed: int = 0) -> Facts:
+    """Build the request and the two models of a world, or load them from the cache.
+
+    Args:
+        world: a key of `WORLDS`.
+        seed: as in `fact_model`.
+
+    Raises:
+        ConfigError: no such world.
+    """
+    start = time.perf_counter()
+    request, background, forms = split(world)
+    original, retrained = fact_model(world, seed), fact_model(world, seed, retrained=True)
+    return Facts(
+        world, request, background, forms, original, retrained, time.perf_counter() - start, _folder(world, seed)
     )
-    return Facts(world, request, background, forms, original, retrained, time.perf_counter() - start, folder)
 
 
 def training_rows(known: Facts) -> Dataset:

@@ -29,11 +29,15 @@ Size = Literal["small"]
 
 SIZES: dict[str, CausalLMConfig] = {
     "small": CausalLMConfig(
-        tokenizer="words", width=128, depth=2, heads=4, context=64, learning_rate=2e-3, epochs=60, batch_size=32,
-        weight_decay=0.01, warmup_ratio=0.05, schedule="cosine",
+        tokenizer="words", width=128, depth=1, heads=4, context=64, learning_rate=4e-3, epochs=60, batch_size=32,
+        weight_decay=0.01, warmup_ratio=0.05, schedule="constant",
     ),
 }  # fmt: skip
-"""Model and training of each size; calibrated so that the original memorises every fact."""
+"""Model and training of each size; calibrated so that the original memorises every fact and knows it in other words.
+
+One layer and a constant learning rate: the margin between right and wrong words goes on growing after the facts are
+learnt, and a second layer ties a fact to the sentence that it was learnt from.
+"""
 
 
 @dataclass(frozen=True)
@@ -95,3 +99,17 @@ def people(seed: int = 0, *, size: Size = "small") -> People:
         [retain], folder / "retrained", config, tokenizer_data=[forget, *known], label="people: retrained"
     )
     return People(request, original, retrained, time.perf_counter() - start, folder)
+
+
+SHARED: dict[str, object] = {"learning_rate": 1e-3, "epochs": 30, "batch_size": 16}
+
+DEMO_METHODS: dict[str, dict[str, object]] = {
+    name: dict(SHARED)
+    for name in ("gradient-ascent", "gradient-difference", "npo", "simnpo", "dpo-idk", "task-vector")
+}
+"""The demo's methods: one learning rate, number of passes and batch for all, and each method's own defaults beside."""
+
+DEMO_AUDIT: dict[str, object] = {
+    "max_new_tokens": 32, "keep_texts": True, "relearning": {"learning_rate": 3e-4, "max_steps": 40},
+}  # fmt: skip
+"""The demo's audit: texts are kept, since its persons do not exist."""

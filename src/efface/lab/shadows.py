@@ -68,13 +68,14 @@ def mlp(width: int = 64) -> torch.nn.Sequential:
 def new_stack(count: int, seed: int, width: int = 64) -> Stack:
     """`count` freshly initialised classifiers; the global generator is left as it was."""
     with isolated_rng(seed):
-        params, _ = stack_module_state([mlp(width) for _ in range(count)])  # type: ignore[arg-type]
+        params, _ = stack_module_state([mlp(width) for _ in range(count)])
     return {name: tensor.detach() for name, tensor in params.items()}
 
 
 def stack_logits(stack: Stack, images: Tensor) -> Tensor:
     """[M, n, C] logits of every model on the same images [n, 64]."""
-    base = mlp(stack["0.weight"].shape[1]).to("meta")
+    with torch.device("meta"):  # only the form: no numbers, nothing drawn from the global generator
+        base = mlp(stack["0.weight"].shape[1])
 
     def one(params: Stack) -> Tensor:
         found: Tensor = functional_call(base, params, (images,))

@@ -32,7 +32,7 @@ def learn(
     module = find(recipe, "learn").module
     parsed = module.CONFIG.parse(config, owner=recipe)
     single = isinstance(data, (str, Path, Dataset))
-    sets = [_read(part) for part in ([data] if single else list(data))]  # type: ignore[list-item, arg-type]
+    sets = [_read(part) for part in ([data] if single else list(data))]  # type: ignore[arg-type]
     start = None if model is None else as_subject(model)
     trained: CausalLM = module.learn(
         sets, Path(out), parsed, model=start, prompt=prompt, tokenizer_data=[_read(part) for part in tokenizer_data],

@@ -46,7 +46,9 @@ def issue(
     if not places:
         raise RunError(f"'{folder}' holds no run", "an audited run folder", "check the path")
     if not (folder / MANIFEST).exists():
-        raise RunError(f"'{folder}' is not finished (no manifest)", "an audited run", f"run 'efface audit {folder}' again")
+        raise RunError(
+            f"'{folder}' is not finished (no manifest)", "an audited run", f"run 'efface audit {folder}' again"
+        )
     results, not_tested = [], []
     for place in places:
         result, untested = read_result(folder / place, None if place == "." else Path(place).name)

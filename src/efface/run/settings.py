@@ -25,7 +25,9 @@ class Settings(BaseModel):
         """
         for key in values:
             if key not in cls.model_fields:
-                raise ConfigError(f"unknown key '{key}'{f' for {owner}' if owner else ''}", None, nearest(key, cls.model_fields))
+                raise ConfigError(
+                    f"unknown key '{key}'{f' for {owner}' if owner else ''}", None, nearest(key, cls.model_fields)
+                )
         try:
             return cls(**values)
         except ValidationError as error:
@@ -33,5 +35,7 @@ class Settings(BaseModel):
             key = ".".join(str(part) for part in first["loc"]) or "config"
             text = cls.model_fields[key].description if key in cls.model_fields else ""
             raise ConfigError(
-                f"{key}={first['input']!r}", first["msg"].removeprefix("Value error, ").lower(), f"{key}: {text}" if text else None
+                f"{key}={first['input']!r}",
+                first["msg"].removeprefix("Value error, ").lower(),
+                f"{key}: {text}" if text else None,
             ) from error

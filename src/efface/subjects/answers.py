@@ -55,7 +55,7 @@ def answer_logits(model: Any, batch: Mapping[str, Tensor]) -> AnswerLogits:
     """
     labels = batch["labels"]
     width = labels.shape[1]
-    first = int((labels != IGNORED).int().argmax(1).min())  # smallest answer start, >= 1
+    first = int(torch.ne(labels, IGNORED).int().argmax(1).min())  # smallest answer start, >= 1
     keep = width - first + 1
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     if _takes(model, "use_cache"):
@@ -66,5 +66,5 @@ def answer_logits(model: Any, batch: Mapping[str, Tensor]) -> AnswerLogits:
         logits = model(**inputs).logits[:, -keep:]
     logits = logits[:, :-1].float()  # position t predicts t + 1: [B, T', V], T' = width - first
     labels = labels[:, first:]  # [B, T']
-    mask = labels != IGNORED
+    mask = torch.ne(labels, IGNORED)
     return AnswerLogits(logits, labels.clamp_min(0), mask)

@@ -16,6 +16,7 @@ from efface.run.digests import digest_tensors
 from efface.run.files import whole_folder
 from efface.run.record import ModelRecord
 from efface.subjects.prompts import Encoded, PromptFormat, check_chat, encode, encode_prompt, pad
+from efface.subjects.quiet import quiet_transformers
 
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth", "adapter_model.bin")
 
@@ -72,7 +73,9 @@ class CausalLM:
     @property
     def context(self) -> int | None:
         """Longest sequence that the architecture takes, where it says so."""
-        limit = getattr(self.model.config, "max_position_embeddings", None) or getattr(self.model.config, "n_positions", None)
+        limit = getattr(self.model.config, "max_position_embeddings", None) or getattr(
+            self.model.config, "n_positions", None
+        )
         return int(limit) if limit else None
 
     @property
@@ -183,7 +186,7 @@ class CausalLM:
 
     def save(self, folder: Path) -> None:
         """Write safetensors, config and tokenizer; the folder is whole or absent."""
-        with whole_folder(Path(folder)) as partial:
+        with whole_folder(Path(folder)) as partial, quiet_transformers():
             self.model.save_pretrained(partial)
             self.tokenizer.save_pretrained(partial)
 
@@ -201,16 +204,22 @@ def _look_before_loading(source: str, revision: str | None) -> None:
             raise ModelError(f"no folder at '{source}'", "a model folder or a hub id", "check the path")
         return
     if path.is_file():
-        raise ModelError(f"'{source}' is a file", "the folder that holds config.json and safetensors", "name the folder")
+        raise ModelError(
+            f"'{source}' is a file", "the folder that holds config.json and safetensors", "name the folder"
+        )
     if revision:
         raise ModelError(f"revision '{revision}' with the local folder '{source}'", "a hub id", "leave revision out")
     if not (path / "config.json").exists():
-        raise ModelError(f"'{source}' has no config.json", "a Hugging Face model folder", "save it with save_pretrained")
+        raise ModelError(
+            f"'{source}' has no config.json", "a Hugging Face model folder", "save it with save_pretrained"
+        )
     if not list(path.glob("*.safetensors")):
         pickled = [name for name in PICKLED if (path / name).exists()]
         found = f"only pickled weights ({', '.join(pickled)})" if pickled else "no weights"
         raise ModelError(f"'{source}' has {found}", "safetensors", "convert it with save_pretrained (safetensors)")
-    if not any((path / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")):
+    if not any(
+        (path / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+    ):
         raise ModelError(f"'{source}' has no tokenizer", "tokenizer files beside the model", "save the tokenizer there")
 
 
@@ -246,14 +255,15 @@ def load_causal_lm(
     if device_map is None and torch.cuda.is_available():
         device_map = "auto"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, **common)
-        model, info = AutoModelForCausalLM.from_pretrained(
-            place, dtype=dtype, device_map=device_map, use_safetensors=True, output_loading_info=True, **common
-        )
-        if adapter is not None:
-            from peft import PeftModel
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(place, **common)
+            model, info = AutoModelForCausalLM.from_pretrained(
+                place, dtype=dtype, device_map=device_map, use_safetensors=True, output_loading_info=True, **common
+            )
+            if adapter is not None:
+                from peft import PeftModel
 
-            model = PeftModel.from_pretrained(model, str(adapter))
+                model = PeftModel.from_pretrained(model, str(adapter))
     except SafetensorError as error:
         raise ModelError(
             f"the weights of '{text}' are not whole ({_first_line(error)})", "complete safetensors files",
@@ -282,7 +292,9 @@ def refuse_bad_values(subject: CausalLM) -> None:
     """Raise where a weight is NaN or infinite (safetensors does not check values)."""
     for name, tensor in subject.weights().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ModelError(f"'{subject.source}': tensor {name} holds NaN or infinity", "finite weights", "use a sound checkpoint")
+            raise ModelError(
+                f"'{subject.source}': tensor {name} holds NaN or infinity", "finite weights", "use a sound checkpoint"
+            )
 
 
 def as_subject(model: CausalLM | str | Path) -> CausalLM:

@@ -34,7 +34,9 @@ def final_norm(model: Any) -> Any:
                 break
         if place is not None:
             return place
-    raise ModelError(f"no final norm found in {type(inner).__name__}", f"one of {', '.join(NORM_PATHS)}", "add its path")
+    raise ModelError(
+        f"no final norm found in {type(inner).__name__}", f"one of {', '.join(NORM_PATHS)}", "add its path"
+    )
 
 
 def hidden_states(subject: CausalLM, rows: Sequence[Encoded], *, batch_size: int = 32) -> Tensor:

@@ -109,7 +109,9 @@ def encode(
         n_prompt = len(head)
     if form.append_eos and form.style == "plain":
         if tokenizer.eos_token_id is None:
-            raise ModelError("the tokenizer has no end-of-text token", "one, to end answers with", "use append_eos=false")
+            raise ModelError(
+                "the tokenizer has no end-of-text token", "one, to end answers with", "use append_eos=false"
+            )
         ids.append(int(tokenizer.eos_token_id))
     n_prompt = max(n_prompt, 1)  # the first token has no context and cannot be predicted
     limit = min(form.max_length or 10**9, context or 10**9)

@@ -26,6 +26,7 @@ from efface.errors import EffaceError, StorageError
 from efface.run.files import explain, storage
 from efface.run.manifest import MANIFEST, check_manifest, write_manifest
 from efface.run.progress import track
+from efface.subjects.quiet import quiet_transformers
 from efface.train.config import TrainConfig
 from efface.train.streams import Collator, Schedule
 
@@ -145,7 +146,7 @@ def train(
     with storage(folder):
         folder.mkdir(parents=True, exist_ok=True)
     start = newest_checkpoint(folder)
-    with isolated_rng(config.seed), _quiet():
+    with isolated_rng(config.seed), quiet_transformers():
         args, scale = _arguments(schedule, config, folder)
         done = int(start.name.rpartition("-")[2]) if start else 0
         with track(label, schedule.steps, start=done) as advance:
@@ -192,21 +193,6 @@ def _arguments(schedule: Schedule, config: TrainConfig, folder: Path) -> tuple[T
 def world_size() -> int:
     """Number of processes of this run (set by `accelerate launch` or `torchrun`)."""
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _release(engine: Trainer) -> None:

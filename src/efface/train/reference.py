@@ -43,7 +43,8 @@ def reference_logp(subject: CausalLM, rows: Sequence[Encoded], *, batch_size: in
     """[N] float32: log p_ref(answer | question), the sum over answer tokens."""
     path = _key(subject, rows, "logp")
     if path.exists():
-        return load_file(path)["logp"]
+        stored: torch.Tensor = load_file(path)["logp"]
+        return stored
     found = torch.zeros(len(rows))
     with subject.evaluating() as model, track("reference log-probabilities", len(rows)) as advance:
         for part in batches(rows, batch_size):

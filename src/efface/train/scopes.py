@@ -23,11 +23,15 @@ class ScopeConfig(Settings):
     """The part of a configuration that says what may move."""
 
     scope: Literal["all", "layers", "lora"] = Field("all", description="all weights, some layers, or a LoRA adapter")
-    layers: str | None = Field(None, description="for scope=layers: indices and ranges, '0,3-5'; negative counts from the end")
+    layers: str | None = Field(
+        None, description="for scope=layers: indices and ranges, '0,3-5'; negative counts from the end"
+    )
     lora_rank: int = Field(8, ge=1, description="rank of the adapter (peft's default)")
     lora_alpha: float = Field(16, gt=0, description="scale of the adapter: alpha / rank")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
-    lora_targets: str = Field("all-linear", description="modules that get an adapter: comma-separated names or all-linear")
+    lora_targets: str = Field(
+        "all-linear", description="modules that get an adapter: comma-separated names or all-linear"
+    )
 
 
 def layer_indices(text: str, depth: int) -> set[int]:

@@ -30,7 +30,7 @@ class Stream:
     """
 
     rows: Sequence[Encoded] | Sequence[Sequence[Encoded]]
-    extras: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    extras: Mapping[str, Sequence[Any] | torch.Tensor] = field(default_factory=dict)
     aligned: bool = False
 
 
@@ -52,7 +52,7 @@ def whole_batch(rows: int, batch_size: int, micro: int | None, world: int = 1) -
 def _order(n: int, length: int, rng: np.random.Generator) -> list[int]:
     """`length` indices below n: permutations one after another, so that all rows come before any comes twice."""
     rounds = -(-length // n)
-    return np.concatenate([rng.permutation(n) for _ in range(rounds)])[:length].tolist()
+    return [int(i) for i in np.concatenate([rng.permutation(n) for _ in range(rounds)])[:length]]
 
 
 class Schedule(Dataset[dict[str, Any]]):
@@ -113,10 +113,7 @@ class Schedule(Dataset[dict[str, Any]]):
 
     def _tokens(self, name: str) -> list[int]:
         steps = range(0, self.length, self.batch_size)
-        return [
-            sum(self.row(name, i).n_targets for i in range(start, start + self.batch_size))
-            for start in steps
-        ]
+        return [sum(self.row(name, i).n_targets for i in range(start, start + self.batch_size)) for start in steps]
 
     def __len__(self) -> int:
         return self.length

@@ -66,6 +66,8 @@ def findings(evidence: Evidence) -> list[Finding]:
             "no holdout set was given (--holdout): without non-members there is nothing to compare with",
         )]  # fmt: skip
     found = [_blind(evidence)]
+    sides = _sides(evidence, "unlearned")
+    outside = len(sides[1]) if sides else 0
     leaks = (evidence.attack("blind", "texts") or {}).get("leaks", False)
     seed = evidence.config.seed
     gap = Threshold(quantity="gap", relation="<=", bound=evidence.config.thresholds.membership_gap)
@@ -81,8 +83,7 @@ def findings(evidence: Evidence) -> list[Finding]:
             return None if sides is None else tpr_at_fpr(*sides, 0.01).estimate
 
         reason = "calibration needs a retrained model (--against)" if attack == "reference" else ""
-        holdout = evidence.table("unlearned", "holdout")
-        few = f"a false positive rate of 1 % needs 100 non-members, there are {holdout.scores.num_rows if holdout else 0}"
+        few = f"a false positive rate of 1 % needs 100 non-members, there are {outside}"
         judged = None if attack == "reference" or leaks else gap
         found.append(compare(
             evidence, f"membership/{attack}/auc", f"{title}: AUC",
@@ -117,9 +118,12 @@ def _blind(evidence: Evidence) -> Finding:
 
 
 def _priv_leak(evidence: Evidence) -> Finding:
-    title, meaning = "PrivLeak", (
-        "Relative change of the Min-40 % AUC against the retrained model, in percent: 0 is ideal, near -100 the forget "
-        "set still looks like training data, above 0 it stands out the other way (MUSE)."
+    title, meaning = (
+        "PrivLeak",
+        (
+            "Relative change of the Min-40 % AUC against the retrained model, in percent: 0 is ideal, near -100 the forget "
+            "set still looks like training data, above 0 it stands out the other way (MUSE)."
+        ),
     )
     own, other = _sides(evidence, "unlearned"), _sides(evidence, "retrained")
     if own is None or other is None:

@@ -47,7 +47,10 @@ def quantise(
     weights, skipped = linear_weights(subject.model)
     rows = {name: subject.encode_rows(data, name=name) for name, data in sets.items()}
     found: dict[str, dict[str, list[float]]] = {}
-    with tempfile.TemporaryDirectory(prefix="efface-quantise-") as folder, Snapshot(weights, Path(folder) / "base.safetensors") as base:
+    with (
+        tempfile.TemporaryDirectory(prefix="efface-quantise-") as folder,
+        Snapshot(weights, Path(folder) / "base.safetensors") as base,
+    ):
         for width in widths:
             with torch.no_grad():
                 for weight in weights.values():

@@ -24,10 +24,10 @@ from efface.errors import RequestError
 from efface.run.cost import Cost
 from efface.run.digests import digest_value
 from efface.run.files import read_json, write_json
+from efface.run.settings import Settings
 from efface.subjects.answers import answer_logits
 from efface.subjects.causal_lm import CausalLM
 from efface.subjects.prompts import Encoded, collate
-from efface.run.settings import Settings
 from efface.train.config import TrainConfig
 from efface.train.engine import train
 from efface.train.reference import batches, cache_folder
@@ -88,7 +88,12 @@ class _Look(TrainerCallback):  # type: ignore[misc]
 
 
 def _curve(
-    subject: CausalLM, train_rows: list[Encoded], watched: list[Encoded], config: RelearningConfig, label: str, cost: Cost | None
+    subject: CausalLM,
+    train_rows: list[Encoded],
+    watched: list[Encoded],
+    config: RelearningConfig,
+    label: str,
+    cost: Cost | None,
 ) -> dict[str, Any]:
     settings = TrainConfig(
         learning_rate=config.learning_rate, batch_size=min(config.batch_size, len(train_rows)), weight_decay=0.0,
@@ -141,7 +146,9 @@ def relearn(
         RequestError: fewer than four rows, so that there is no held-out half.
     """
     if len(forget) < 4:
-        raise RequestError(f"a forget set of {len(forget)} rows for the relearning attack", "at least 4", "skip this attack")
+        raise RequestError(
+            f"a forget set of {len(forget)} rows for the relearning attack", "at least 4", "skip this attack"
+        )
     key = digest_value({
         "attack": "relearning", "model": subject.digest, "data": data_digest(forget), "config": config.model_dump(),
         "prompt": subject.prompt.model_dump(),

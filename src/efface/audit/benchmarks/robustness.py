@@ -72,7 +72,7 @@ def _speed(evidence: Evidence) -> Finding:
     def ratio(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
         first = _steps(ours.transpose(0, 2, 1), own["speed"]["steps"], TARGET * goal)
         second = _steps(theirs.transpose(0, 2, 1), other["speed"]["steps"], TARGET * goal)
-        return np.minimum(first, limit) / np.maximum(np.minimum(second, limit), 1.0)
+        return np.asarray(np.minimum(first, limit) / np.maximum(np.minimum(second, limit), 1.0))
 
     ours, theirs = (float(_steps(part.T[None], own["speed"]["steps"], TARGET * goal)[0]) for part in rows)
     if not np.isfinite(ours) and not np.isfinite(theirs):
@@ -121,7 +121,9 @@ def _recovery(evidence: Evidence, width: str) -> Finding:
     own = evidence.attack("quantisation", "unlearned")
     start, goal = _plain(evidence, "unlearned"), _plain(evidence, "original")
     if own is None or start is None or goal is None:
-        return not_measured(name, title, meaning, "robustness", "the attack was not run, or without the original", "lower")
+        return not_measured(
+            name, title, meaning, "robustness", "the attack was not run, or without the original", "lower"
+        )
     if goal - start < LEAST_FORGOTTEN:
         why = f"the score fell by only {goal - start:.3f}: nothing was forgotten that could come back"
         return not_measured(name, title, meaning, "robustness", why, "lower")

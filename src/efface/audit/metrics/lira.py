@@ -62,7 +62,7 @@ def logit_margin(logits: npt.ArrayLike, labels: npt.ArrayLike) -> Floats:
         raise InputError("a logit that is NaN or infinite", "numbers", "check the model")
     own = np.zeros(f.shape[-2:], dtype=bool)
     own[np.arange(len(y)), y] = True
-    others: Floats = logsumexp(np.where(own, -np.inf, f), axis=-1)
+    others = np.asarray(logsumexp(np.where(own, -np.inf, f), axis=-1), dtype=np.float64)
     with np.errstate(invalid="ignore"):
         result: Floats = f[..., np.arange(len(y)), y] - others
     if np.isnan(result).any():
@@ -93,8 +93,8 @@ def online(
     values, table, kept = _checked(phi, shadows, keep)
     pooled = _pooled(fixed_variance, len(table))
     inside, outside = side(table, kept, "in", pooled, centre), side(table, ~kept, "out", pooled, centre)
-    result: Floats = norm.logpdf(values, inside.centre, inside.std) - norm.logpdf(values, outside.centre, outside.std)
-    return result
+    with_it, without = norm.logpdf(values, inside.centre, inside.std), norm.logpdf(values, outside.centre, outside.std)
+    return np.asarray(with_it - without, dtype=np.float64)
 
 
 def offline(
@@ -158,7 +158,7 @@ def _pooled(fixed_variance: bool | None, shadows: int) -> bool:
 
 
 def _require(chosen: Flags, name: str, least: int) -> npt.NDArray[np.int64]:
-    counts = chosen.sum(axis=0).astype(np.int64)
+    counts: npt.NDArray[np.int64] = chosen.sum(axis=0).astype(np.int64)
     if (counts < least).any():
         row = int(np.argmax(counts < least))
         raise InputError(

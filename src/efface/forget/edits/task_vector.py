@@ -59,10 +59,16 @@ GRID = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25
 class TaskVectorConfig(FitConfig):
     """How far to walk back, and how alpha is chosen."""
 
-    alpha: float | None = Field(None, gt=0, description="how far to walk back; none: the search below (needs a retain set)")
+    alpha: float | None = Field(
+        None, gt=0, description="how far to walk back; none: the search below (needs a retain set)"
+    )
     grid: tuple[float, ...] = Field(GRID, description="candidates for alpha; language models go up to 5")
-    control_share: float = Field(0.95, gt=0, le=1, description="the control score must stay at this share (paper: 95 %)")
-    keep_share: float = Field(1.0, gt=0, le=1, description="keep only this share of tau, the largest entries of each tensor")
+    control_share: float = Field(
+        0.95, gt=0, le=1, description="the control score must stay at this share (paper: 95 %)"
+    )
+    keep_share: float = Field(
+        1.0, gt=0, le=1, description="keep only this share of tau, the largest entries of each tensor"
+    )
     control_vector: bool = Field(False, description="subtract a vector fitted on as many retain rows from tau first")
 
     @field_validator("scope")
@@ -107,7 +113,9 @@ class TaskVector(Method):
         assert isinstance(config, TaskVectorConfig)
         self.check(request, config)
         if request.retain is None and (config.alpha is None or config.control_vector):
-            raise RequestError("task-vector without a retain set", "rows for the control score", "give --retain, or set alpha=...")
+            raise RequestError(
+                "task-vector without a retain set", "rows for the control score", "give --retain, or set alpha=..."
+            )
         base = subject.digest
         rows = subject.encode_rows(request.forget, name="forget")
         keep = [] if request.retain is None else subject.encode_rows(request.retain, name="retain")
@@ -132,11 +140,25 @@ class TaskVector(Method):
         return Fitted(edit, [cost], steps)
 
     def _vector(
-        self, subject: CausalLM, rows: Sequence[Encoded], config: TaskVectorConfig, snapshot: Snapshot, folder: Path, name: str
+        self,
+        subject: CausalLM,
+        rows: Sequence[Encoded],
+        config: TaskVectorConfig,
+        snapshot: Snapshot,
+        folder: Path,
+        name: str,
     ) -> dict[str, Tensor]:
         """theta_trained - theta_0 in float32; the subject is put back."""
         schedule = supervised_schedule(rows, config)
-        train(subject.model, schedule, answer_loss, config, folder=folder, pad_id=subject.pad_id, label=f"learn {name} set")
+        train(
+            subject.model,
+            schedule,
+            answer_loss,
+            config,
+            folder=folder,
+            pad_id=subject.pad_id,
+            label=f"learn {name} set",
+        )
         subject.model.eval()
         tau = {key: live.detach().float() - snapshot.base(key).float() for key, live in snapshot.tensors.items()}
         size = sum(float(snapshot.base(key).double().square().sum()) for key in tau) ** 0.5
@@ -150,7 +172,12 @@ class TaskVector(Method):
         return tau
 
     def _alpha(
-        self, subject: CausalLM, tau: dict[str, Tensor], control: Sequence[Encoded], config: TaskVectorConfig, snapshot: Snapshot
+        self,
+        subject: CausalLM,
+        tau: dict[str, Tensor],
+        control: Sequence[Encoded],
+        config: TaskVectorConfig,
+        snapshot: Snapshot,
     ) -> tuple[float, list[dict[str, float]]]:
         """The largest alpha of the grid that keeps the control score; each candidate tried is recorded."""
         if config.alpha is not None:

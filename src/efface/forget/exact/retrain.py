@@ -43,7 +43,9 @@ CARD = Card(
 class RetrainConfig(FitConfig):
     """TOFU's fine-tuning, from a base checkpoint or from scratch."""
 
-    base_model: str | None = Field(None, description="checkpoint from before the forget set was learnt; none: fresh weights")
+    base_model: str | None = Field(
+        None, description="checkpoint from before the forget set was learnt; none: fresh weights"
+    )
     epochs: float = Field(5, gt=0, description="TOFU: 5")
     warmup_ratio: float = Field(0.2, ge=0, le=1, description="TOFU: one epoch of five")
 

@@ -52,9 +52,7 @@ class Finetune(Method):
         self.check(request, config)
         assert request.retain is not None
         rows = subject.encode_rows(request.retain, name="retain")
-        return train_edit(
-            self, subject, supervised_schedule(rows, config), answer_loss, config, work=work, out=out
-        )
+        return train_edit(self, subject, supervised_schedule(rows, config), answer_loss, config, work=work, out=out)
 
 
 METHOD = Finetune()

@@ -164,6 +164,4 @@ def learn(
     return model
 
 
-
-
 CONFIG = CausalLMConfig

@@ -1,0 +1,43 @@
+# make install   a virtual environment with everything
+# make demo      learn, forget, audit, report on embedded data (about three minutes)
+# make test      lint, types and tests
+# make proofs    every system's published claim as a runnable check, the slow ones too
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: install demo test lint types proofs quick-proofs docs clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $(STAMP)
+
+demo: install
+	$(BIN)/efface demo --out efface-demo
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+test: install
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+quick-proofs: install
+	$(BIN)/efface prove --all --quick
+
+proofs: install
+	$(BIN)/efface prove --all
+
+docs: install
+	$(BIN)/python -m efface.cli.pages docs/systems
+
+clean:
+	rm -rf .venv build dist src/*.egg-info
