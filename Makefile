@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test lint types proofs quick-proofs docs clean
+.PHONY: install demo test lint types proofs quick-proofs docs bench clean
 
 install: $(STAMP)
 
@@ -31,13 +31,16 @@ test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 quick-proofs: install
-	$(BIN)/efface prove --all --quick
+	$(BIN)/efface prove --all --quick --recorded docs/results/proofs.json
 
 proofs: install
 	$(BIN)/efface prove --all
 
+bench: install
+	$(BIN)/python benchmarks/audit_and_npo.py
+
 docs: install
-	$(BIN)/python -m efface.cli.pages docs/systems
+	$(BIN)/efface systems --markdown > docs/systems.md
 
 clean:
 	rm -rf .venv build dist src/*.egg-info

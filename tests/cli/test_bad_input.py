@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,14 +14,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_world import Rows, small_world
 
 from efface.cli import run
 
-Rows = list[dict[str, Any]]
 Prepare = Callable[[], object]
 Case = tuple[str, Prepare, list[str], tuple[str, ...]]
 
-FAST = ["epochs=1", "batch_size=4", "learning_rate=1e-2"]
+FAST = ["epochs=1", "retain_term=none", "batch_size=4", "learning_rate=1e-2"]
 AUDIT = ["--suite", "tofu", "max_new_tokens=2"]
 ROW = {"id": "a", "question": "Which colour ?", "answer": "red ."}
 
@@ -166,7 +167,6 @@ FILES: list[Case] = [
     ("CSV with too many fields", text("f.csv", "question,answer\na,b\na,b,c\n"), wrong(forget="f.csv"), ("f.csv, line 3: more fields", "quote")),
     ("CSV with too few fields", text("f.csv", "question,answer\na\n"), wrong(forget="f.csv"), ("f.csv, line 2: fewer fields", "header")),
     ("CSV with a huge field", text("f.csv", f"question,answer\na,{'b' * 200_000}\n"), wrong(forget="f.csv"), ("f.csv, line 2", "field")),
-    ("CSV with a zero byte", text("f.csv", b"question,answer\na,b\x00\n"), wrong(forget="f.csv"), ("NUL",)),
     ("not Parquet", text("f.parquet", "no"), wrong(forget="f.parquet"), ("not a Parquet file", "export it again")),
 ]  # fmt: skip
 
@@ -268,7 +268,7 @@ RUNS: list[Case] = [
     ("--out is not empty", folder("out", "config.json"), wrong(), ("'out' is not empty", "choose another --out")),
     ("audit of no run", folder("d"), ["audit", "d"], ("'d' holds no run", "efface forget", "check the path")),
     ("audit of nothing", nothing, ["audit", "nowhere"], ("'nowhere' holds no run", "check the path")),
-    ("audit without a target", nothing, ["audit"], ("no run folder or model", "efface audit RUN")),
+    ("audit without a target", nothing, ["audit"], ("no target", "a run folder or a model", "efface audit RUN")),
     ("audit of an unfinished run", unfinished, ["audit", "run"], ("'run' holds an unfinished run", "again to finish it")),
     ("record that is none", text("run/run.json", '{"kind": "forget"}'), ["audit", "run"], ("run.json is not a run record", "changed")),
     ("record that is no JSON", text("run/run.json", "{"), ["audit", "run"], ("run.json is not valid JSON", "changed")),
@@ -325,17 +325,7 @@ def tree() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, sets: dict[str, Rows]) -> Path:
     """A folder with two untrained models, the three files, and a finished run of one step."""
-    from efface.data.refusals import REFUSALS
-    from efface.learn.recipes.causal_lm import CausalLMConfig, new_model
-
-    place = tmp_path_factory.mktemp("world")
-    small = CausalLMConfig(tokenizer="words", width=8, depth=2, heads=2, context=64, vocabulary=200)
-    texts = ["Question : Answer :", *REFUSALS, *(f"{r['question']} {r['answer']}" for part in sets.values() for r in part)]
-    new_model(small, texts).save(place / "model")
-    new_model(small, [*texts, "quite another tongue"]).save(place / "other")
-    for name, rows in sets.items():
-        body = "".join(json.dumps(row) + "\n" for row in rows[:4])
-        (place / f"{name}.jsonl").write_text(body, encoding="utf-8")
+    place = small_world(tmp_path_factory.mktemp("world"), sets)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         assert run(wrong(out="run")) == 0
@@ -370,14 +360,14 @@ def test_one_line_that_says_what_to_do(
     code = run(argv)
     shown = capfd.readouterr()
     assert code == 2, shown.err
-    assert shown.err.startswith("error: ")
-    assert shown.err.count("\n") == 1, shown.err
-    assert shown.err.endswith("\n")
-    assert "Traceback" not in shown.err + shown.out
-    assert "internal error" not in shown.err
-    assert len(shown.err) < 600
+    *progress, line = shown.err.removesuffix("\n").split("\n")
+    assert line.startswith("error: ")
+    assert all(re.fullmatch(r"[\w -]+( \(\w+\))?: done in [\d.]+ s", other) for other in progress), shown.err
+    assert "Traceback" not in shown.out
+    assert "internal error" not in line
+    assert len(line) < 600
     for fragment in fragments:
-        assert fragment in shown.err
+        assert fragment in line
     assert tree() == before
 
 

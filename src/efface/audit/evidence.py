@@ -78,8 +78,8 @@ class Evidence:
         return self.tables.get(role, {}).get(name)
 
     def sets(self) -> list[str]:
-        """Names of the scored sets, forget first."""
-        return list(self.tables.get("unlearned", {}))
+        """Names of the scored sets, forget first, the others by name: intervals must not hang on an order of insertion."""
+        return sorted(self.tables.get("unlearned", {}), key=lambda name: (name != "forget", name))
 
     def attack(self, name: str, role: str) -> Any:
         """One attack's result, or None."""

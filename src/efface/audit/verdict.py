@@ -39,7 +39,7 @@ UNTESTED = (
 class Outcome(BaseModel):
     """The conclusion in words."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(extra="forbid")
 
     word: str = Field(description="not forgotten | damaged | suppressed | removal-consistent | not judged")
     sentence: str
@@ -104,9 +104,18 @@ def outcome(findings: list[Finding], evidence: Evidence) -> Outcome:
         )  # fmt: skip
     return Outcome(
         word="removal-consistent", reference=True,
-        sentence=f"The answers are as unlikely as to a model that never saw them, and {len(ran)} of {len(FIRING)} tests for "
-        "hidden knowledge were run and found none.",
+        sentence=f"The forgotten answers have probability {own:.2f}, against {clean:.2f} in a model that never saw them, and "
+        f"{len(ran)} of {len(FIRING)} tests for hidden knowledge were run and found none." + _others(findings),
     )  # fmt: skip
+
+
+def _others(findings: list[Finding]) -> str:
+    """The checks outside the rules that do not hold; the word alone must not hide them."""
+    missed = [finding.title for finding in findings if finding.verdict == "does not hold"]
+    if not missed:
+        return ""
+    named = ", ".join(missed[:4]) + (f" and {len(missed) - 4} more" if len(missed) > 4 else "")
+    return f" {len(missed)} other check{'s do' if len(missed) > 1 else ' does'} not hold: {named}."
 
 
 def conclude(evidence: Evidence) -> Conclusion:

@@ -42,7 +42,7 @@ def audit(
 ) -> int:
     """Audit a run folder or a model; exit code 1 where a threshold does not hold."""
     if target and "=" in target and not Path(target).exists():
-        settings, target = [target, *(settings or [])], ""
+        settings, target = [target, *(settings or [])], None
     options = {
         "target": target, "suite": suite, "against": against, "original": original, "forget": forget, "retain": retain,
         "holdout": holdout, "evaluate": evaluate, "out": out, "keep_texts": show_texts,
@@ -63,7 +63,8 @@ def _audit(place: str, given: dict[str, Any], values: dict[str, Any], json_outpu
     from efface.audit.folder import audit_folder
     from efface.audit.run import check_suites
     from efface.forget.edit import Edit
-    from efface.forget.run import read_run
+    from efface.errors import RunError
+    from efface.forget.run import begin, read_inputs, read_run
     from efface.subjects.causal_lm import load_causal_lm
 
     prompt = v.prompt_format(values)
@@ -72,14 +73,17 @@ def _audit(place: str, given: dict[str, Any], values: dict[str, Any], json_outpu
     check_suites(config)
     folder = Path(place)
     is_run = (folder / "run.json").exists() or (folder / "inputs.json").exists()
+    if not is_run and not given.get("forget"):
+        raise RunError(
+            f"'{place}' holds no run", "a folder made by 'efface forget', or a model with --forget and --out", "check the path"
+        )
     v.show_config("efface audit", {**given, **config.model_dump(mode="json")}, json_output=json_output)
     v.show_progress(json_output)
     if is_run and read_run(folder).kind == "forget":
-        from efface.run.files import read_json
         from efface.subjects.prompts import PromptFormat
 
         run = read_run(folder)
-        stored = PromptFormat.parse(read_json(folder / "inputs.json")["prompt"], owner="inputs.json")
+        stored = PromptFormat.parse(read_inputs(folder).get("prompt", {}), owner="inputs.json")
         data = read_request(given) if given.get("forget") else None
         audited = audit_folder(
             folder, run, config, against=given.get("against"), request=data, edit=Edit.load(folder / "edit"), prompt=prompt or stored
@@ -88,27 +92,29 @@ def _audit(place: str, given: dict[str, Any], values: dict[str, Any], json_outpu
     request = read_request(given)
     out = Path(str(v.need(given, "out", "a folder for the evidence")))
     subject = load_causal_lm(place, prompt=prompt, **model_keys)
-    run = _model_run(subject, request, config, out)
-    audited = audit_folder(
-        out, run, config, subject=subject, against=given.get("against"), request=request, original=given.get("original")
-    )  # fmt: skip
+    run, inputs = _model_run(subject, request, config)
+    with begin(out, inputs):
+        audited = audit_folder(
+            out, run, config, subject=subject, against=given.get("against"), request=request, original=given.get("original")
+        )  # fmt: skip
     return _summary(out, audited, json_output)
 
 
-def _model_run(subject: Any, request: Any, config: Any, out: Path) -> Any:
-    """The record of an audit of a model that was not made by a run of efface."""
-    from efface.forget.run import now, start
+def _model_run(subject: Any, request: Any, config: Any) -> tuple[Any, dict[str, Any]]:
+    """The record of an audit of a model that was not made by a run of efface, and what it was asked."""
+    from efface.forget.run import now
     from efface.run.record import RunRecord, environment
 
     record = request.record(merkle_root(request))
-    start(out, {
+    inputs = {
         "method": "given", "config": config.model_dump(mode="json"), "model": subject.digest, "request": record.id,
         "prompt": subject.prompt.model_dump(),
-    })  # fmt: skip
-    return RunRecord(
+    }  # fmt: skip
+    run = RunRecord(
         kind="audit", created=now(), method="given", system="given", claim="empirical", intention="none",
         config=config.model_dump(mode="json"), model=subject.record(), request=record, environment=environment(),
     )  # fmt: skip
+    return run, inputs
 
 
 def _summary(folder: Path, audited: Any, json_output: bool) -> int:

@@ -15,7 +15,7 @@ STORY = (
     "the model knows. Eight further persons it never met. The retrained model is what an honest deletion looks like: the "
     "same training without the eight."
 )
-SCOPE = "eight fictitious persons of the demo, all six facts of each"
+SCOPE = "Eight fictitious persons of the demo, all six facts of each."
 
 
 def demo(

@@ -72,7 +72,7 @@ def forget(
     from efface.forget.run import forget_into
 
     if method and "=" in method:  # the method came from --config, the word is a setting
-        settings, method = [method, *(settings or [])], ""
+        settings, method = [method, *(settings or [])], None
     options = {
         "method": method, "model": model, "forget": forget, "retain": retain, "holdout": holdout, "evaluate": evaluate,
         "scope_words": scope_words, "received": received, "approved_by": approved_by, "out": out,

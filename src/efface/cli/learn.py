@@ -33,7 +33,7 @@ def learn(
     from efface.run.files import read_json
 
     if recipe and "=" in recipe:
-        settings, recipe = [recipe, *(settings or [])], ""
+        settings, recipe = [recipe, *(settings or [])], None
     options = {"recipe": recipe, "data": data, "out": out, "model": model, "tokenizer_data": tokenizer_data}
     values = v.merge(config, options, settings)
     given = v.take(values, OPTIONS)

@@ -12,10 +12,14 @@ from efface.cli import values as v
 def systems(
     name: str | None = typer.Argument(None, help="A name; without one, the whole catalog."),
     json_output: bool = typer.Option(False, "--json", help="Print one JSON document."),
+    markdown: bool = typer.Option(False, help="Print the catalog as the page docs/systems.md."),
 ) -> int:
     """List the catalog, or show one card."""
     from efface.catalog import entries, find
 
+    if markdown:
+        v.tell(page())
+        return 0
     if name is None:
         cards = [entry.card for entry in entries().values()]
         if json_output:
@@ -67,3 +71,32 @@ def parameters_of(module: Any) -> list[dict[str, str]]:
         rows.append({"name": name, "type": kind, "default": str(field.get_default(call_default_factory=True)),
                      "description": field.description or ""})  # fmt: skip
     return rows
+
+
+def page() -> str:
+    """The catalog as Markdown, made from the cards; docs/systems.md is this text and a test keeps it so."""
+    from efface.catalog import entries
+
+    lines = [
+        "# Systems",
+        "",
+        "Made from the cards by `efface systems --markdown`. `efface systems NAME` shows a card with its parameters, defaults",
+        "and their sources. What an audit finds is never written on a card.",
+    ]
+    for verb in ("learn", "measure", "forget", "audit"):
+        chosen = [entry for entry in entries().values() if entry.card.verb == verb]
+        if not chosen:
+            continue
+        lines += ["", f"## {verb}", ""]
+        if verb == "forget":
+            lines += ["| name | what it does | declares | claims at most | needs | paper |", "|---|---|---|---|---|---|"]
+        else:
+            lines += ["| name | what it does | needs | paper |", "|---|---|---|---|"]
+        for entry in chosen:
+            card = entry.card
+            cells = [f"`{card.name}`", card.summary]
+            if card.taxonomy is not None:
+                cells += [card.taxonomy.intention, str(card.claims)]
+            cells += [", ".join(card.needs), card.paper]
+            lines.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
+    return "\n".join(lines)

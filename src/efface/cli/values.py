@@ -13,6 +13,8 @@ import yaml
 from efface.errors import ConfigError, nearest
 from efface.run.progress import SHOW
 
+POSITIONAL = {"method": "efface forget METHOD", "recipe": "efface learn RECIPE", "target": "efface audit RUN"}
+"""Keys that are arguments, not options, with the place where they stand."""
 PROMPT, MODEL = "prompt", ("revision", "dtype", "device_map", "adapter", "trust_remote_code")
 
 
@@ -87,6 +89,8 @@ def need(values: Mapping[str, Any], key: str, what: str) -> Any:
     Raises:
         ConfigError: it is not; says which option gives it.
     """
+    if values.get(key) in (None, "") and key in POSITIONAL:
+        raise ConfigError(f"no {key}", what, f"name it ({POSITIONAL[key]} ...) or give '{key}' in --config")
     if values.get(key) in (None, ""):
         raise ConfigError(
             f"no --{key.replace('_', '-')}", what, f"give it with --{key.replace('_', '-')} or in --config"

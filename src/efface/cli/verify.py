@@ -20,11 +20,19 @@ def verify(
     """Verify a finished folder; exit code 1 and the file's name where anything does not fit."""
     from efface.audit.folder import rederive
     from efface.errors import RunError
+    from efface.report.stored import run_places
     from efface.report.verify import verify_folder
 
     if not run.is_dir():
         raise RunError(f"no folder at '{run}'", "a finished run", "check the path")
-    checks = verify_folder(run, public_key=public_key, ledger=ledger, rederive=rederive)
+    def every_run(folder: Path) -> list[str]:
+        found = []
+        for place in run_places(folder):
+            if (folder / place / "findings.json").exists():
+                found += [line if place == "." else f"{place}: {line}" for line in rederive(folder / place)]
+        return found
+
+    checks = verify_folder(run, public_key=public_key, ledger=ledger, rederive=every_run)
     bad = [check for check in checks if not check.ok]
     if json_output:
         rows = [{"check": c.name, "ok": c.ok, "detail": c.detail, "file": c.file} for c in checks]

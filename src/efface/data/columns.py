@@ -19,6 +19,8 @@ Row = Mapping[str, Any]
 
 
 def _text(row: Row, column: str, place: str) -> str:
+    if column not in row:
+        raise RequestError(f"{place}, column '{column}': missing", "text", "fill or drop the row")
     value = row[column]
     if not isinstance(value, str):
         raise RequestError(

@@ -46,7 +46,7 @@ def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RequestError(
                 f"{path}, line {number}: not JSON ({error})", "one JSON object a line", "mend the line"
             ) from error
@@ -60,16 +60,25 @@ def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
 def _json(path: Path) -> Iterator[dict[str, Any]]:
     try:
         rows = json.load(_open(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"{path}: not JSON ({error})", "a list of objects", "mend the file") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise RequestError(f"{path}: {type(rows).__name__}", "a JSON list of objects", "use one object a row")
     yield from rows
 
 
+def _lines(reader: csv.DictReader[str], path: Path) -> Iterator[dict[str | Any, Any]]:
+    try:
+        yield from reader
+    except csv.Error as error:  # a field beyond the limit, a zero byte
+        raise RequestError(
+            f"{path}, line {reader.line_num + 1}: {error}", "fields of ordinary length", "mend the line, or use JSONL"
+        ) from error
+
+
 def _csv(path: Path) -> Iterator[dict[str, Any]]:
     reader = csv.DictReader(_open(path))
-    for row in reader:
+    for row in _lines(reader, path):
         if None in row or None in row.values():
             raise RequestError(
                 f"{path}, line {reader.line_num}: {'more' if None in row else 'fewer'} fields than the header",

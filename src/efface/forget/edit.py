@@ -133,7 +133,10 @@ class Edit(ABC):
             path = path / "edit"
         if not (path / "edit.json").exists():
             raise RunError(f"no edit in '{folder}'", "a folder with edit.json, or a finished run", "check the path")
-        kind = read_json(path / "edit.json").get("kind")
+        facts = read_json(path / "edit.json")
+        if not isinstance(facts, dict):
+            raise RunError(f"{path / 'edit.json'} is not an edit", "an edit saved by efface", "copy or fit it again")
+        kind = facts.get("kind")
         kinds = {cls.kind: cls for cls in Edit.__subclasses__()}
         if kind not in kinds:
             raise RunError(f"'{path}' holds an edit of kind '{kind}'", None, nearest(str(kind), kinds))

@@ -7,13 +7,16 @@ different command on either is refused.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from efface.data.request import Request
-from efface.errors import RunError
+from efface.errors import InputError, RunError
 from efface.forget.edit import Edit
 from efface.forget.method import FitConfig, Method, find_method
 from efface.run.cost import Cost
@@ -22,6 +25,7 @@ from efface.run.files import make_folder, read_json, sweep, write_json
 from efface.run.manifest import MANIFEST, write_manifest
 from efface.run.record import RunRecord, environment, load_costs, save_costs
 from efface.subjects.causal_lm import CausalLM, as_subject
+from efface.train.engine import Diverged
 
 OWN_FILES = {"inputs.json", "edit", "work", "run.json", "costs.json", MANIFEST}
 
@@ -65,7 +69,7 @@ def start(out: Path, inputs: dict[str, Any]) -> bool:
         raise RunError(f"--out '{out}' is a file", "a folder", "choose another --out")
     present = {path.name for path in out.iterdir()} if out.exists() else set()
     if "inputs.json" in present:
-        before = read_json(out / "inputs.json")
+        before = read_inputs(out)
         if digest_value(before) != digest:
             changed = sorted(key for key in inputs.keys() | before.keys() if inputs.get(key) != before.get(key))
             raise RunError(
@@ -83,6 +87,41 @@ def start(out: Path, inputs: dict[str, Any]) -> bool:
     return False
 
 
+def read_inputs(folder: Path) -> dict[str, Any]:
+    """What was asked of a run folder.
+
+    Raises:
+        RunError: `inputs.json` is not what efface writes.
+    """
+    inputs = read_json(folder / "inputs.json")
+    if not isinstance(inputs, dict):
+        raise RunError(
+            f"{folder / 'inputs.json'} is not what efface writes", "the file of the run", "choose another folder, or delete it"
+        )
+    return inputs
+
+
+@contextlib.contextmanager
+def begin(out: Path, inputs: dict[str, Any]) -> Iterator[bool]:
+    """`start`, taken back where the work inside refuses the input.
+
+    The same command would be refused again, and what it left would keep the mended command out of the folder. After
+    any other failure (a full disk, a kill) the folder stays, and the same command goes on in it.
+    """
+    made = not out.exists()
+    finished = start(out, inputs)
+    try:
+        yield finished
+    except (InputError, Diverged):
+        if not (out / "run.json").exists():
+            shutil.rmtree(out / "work", ignore_errors=True)
+            (out / "inputs.json").unlink(missing_ok=True)
+            if made:
+                with contextlib.suppress(OSError):
+                    out.rmdir()
+        raise
+
+
 def forget_into(
     subject: CausalLM, request: Request, method: Method, config: FitConfig, out: Path, *, merkle_root: str | None = None
 ) -> Edit:
@@ -93,16 +132,12 @@ def forget_into(
         "method": method.card.name, "config": config.model_dump(mode="json"), "model": subject.digest, "request": record.id,
         "prompt": subject.prompt.model_dump(),
     }  # fmt: skip
-    if start(out, inputs):
-        if not (out / MANIFEST).exists():
-            write_manifest(out, kind="run")
-        return Edit.load(out / "edit")
-    if (out / "edit" / "edit.json").exists():  # killed between the edit and its record
-        edit, costs = Edit.load(out / "edit"), load_costs(out)
-        costs = costs or [Cost(phase=f"fit {method.card.name} (interrupted: its cost was lost)")]
-    else:
-        fitted = method.fit(subject, request, config, work=out / "work", out=out / "edit")
-        edit, costs = fitted.edit, fitted.costs
+    with begin(out, inputs) as finished:
+        if finished:
+            if not (out / MANIFEST).exists():
+                write_manifest(out, kind="run")
+            return Edit.load(out / "edit")
+        edit, costs = _fitted(subject, request, method, config, out)
     save_costs(out, costs)
     taxonomy = method.card.taxonomy
     run = RunRecord(
@@ -113,6 +148,17 @@ def forget_into(
     write_json(out / "run.json", run.model_dump(mode="json"))
     write_manifest(out, kind="run")
     return edit
+
+
+def _fitted(
+    subject: CausalLM, request: Request, method: Method, config: FitConfig, out: Path
+) -> tuple[Edit, list[Cost]]:
+    """The edit of a run folder and its costs: fitted, or read where a kill came between the edit and its record."""
+    if (out / "edit" / "edit.json").exists():
+        lost = Cost(phase=f"fit {method.card.name} (interrupted: its cost was lost)")
+        return Edit.load(out / "edit"), load_costs(out) or [lost]
+    fitted = method.fit(subject, request, config, work=out / "work", out=out / "edit")
+    return fitted.edit, fitted.costs
 
 
 def read_run(folder: Path) -> RunRecord:

@@ -223,6 +223,28 @@ def _look_before_loading(source: str, revision: str | None) -> None:
         raise ModelError(f"'{source}' has no tokenizer", "tokenizer files beside the model", "save the tokenizer there")
 
 
+def _cannot_load(source: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"cannot load '{source}' as a causal language model ({_first_line(error)})", "a hub id or a folder of one",
+        "check the id, the folder and the network",
+    )  # fmt: skip
+
+
+def _load_tokenizer(source: str, place: str, options: dict[str, Any]) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(place, **options)
+    except OSError as error:  # also a hub id that cannot be reached
+        raise _cannot_load(source, error) from error
+    except Exception as error:  # the tokenizers library raises bare exceptions for a broken file
+        raise ModelError(
+            f"cannot read the tokenizer of '{source}' ({type(error).__name__}: {_first_line(error)})",
+            "tokenizer files that transformers can read", "save or download them again",
+        ) from error  # fmt: skip
+
+
 def load_causal_lm(
     source: str | Path, *, revision: str | None = None, dtype: str = "float32", device_map: Any = None,
     adapter: str | Path | None = None, prompt: PromptFormat | None = None, trust_remote_code: bool = False,
@@ -244,7 +266,7 @@ def load_causal_lm(
         ModelError: one line that says what is wrong with the folder or id.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     text = str(source)
     _look_before_loading(text, revision)
@@ -254,12 +276,13 @@ def load_causal_lm(
     place = str(Path(text).expanduser()) if Path(text).expanduser().exists() else text
     if device_map is None and torch.cuda.is_available():
         device_map = "auto"
+    tokenizer = _load_tokenizer(text, place, common)
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(place, **common)
             model, info = AutoModelForCausalLM.from_pretrained(
-                place, dtype=dtype, device_map=device_map, use_safetensors=True, output_loading_info=True, **common
-            )
+                place, dtype=dtype, device_map=device_map, use_safetensors=True, output_loading_info=True,
+                ignore_mismatched_sizes=True, **common
+            )  # fmt: skip
             if adapter is not None:
                 from peft import PeftModel
 
@@ -270,10 +293,14 @@ def load_causal_lm(
             "copy or download them again",
         ) from error  # fmt: skip
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise _cannot_load(text, error) from error
+    if info["mismatched_keys"]:
+        name, *shapes = sorted(info["mismatched_keys"])[0]
+        found, wanted = (list(shape) for shape in shapes)
         raise ModelError(
-            f"cannot load '{text}' as a causal language model ({_first_line(error)})", "a hub id or a folder of one",
-            "check the id, the folder and the network",
-        ) from error  # fmt: skip
+            f"the weights of '{text}' hold {name} with the shape {found}", f"{wanted}, as its config says",
+            "copy or download the folder again",
+        )  # fmt: skip
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(
