@@ -1,12 +1,12 @@
 # make install   a virtual environment with everything
 # make demo      learn, forget, audit, report on embedded data (about three minutes)
-# make test      lint, types and tests
+# make test      the tests (make test-slow: those that take minutes)
 # make proofs    every system's published claim as a runnable check, the slow ones too
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test lint types proofs quick-proofs docs bench clean
+.PHONY: install demo test test-slow lint types proofs quick-proofs docs bench clean
 
 install: $(STAMP)
 
@@ -28,7 +28,10 @@ types: install
 	$(BIN)/mypy
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
 
 quick-proofs: install
 	$(BIN)/efface prove --all --quick --recorded docs/results/proofs.json

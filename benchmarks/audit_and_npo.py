@@ -23,14 +23,14 @@ import torch
 
 os.environ["EFFACE_CACHE"] = tempfile.mkdtemp(prefix="efface-bench-")
 
-from efface.audit.evidence import AuditConfig  # noqa: E402
-from efface.audit.run import opened, run_audit  # noqa: E402
-from efface.data.persons import persons_request  # noqa: E402
-from efface.data.request import Request  # noqa: E402
-from efface.forget.method import find_method  # noqa: E402
-from efface.learn.recipes.causal_lm import CausalLMConfig, new_model  # noqa: E402
-from efface.run.cost import measure_cost  # noqa: E402
-from efface.subjects.prompts import collate  # noqa: E402
+from efface.audit.evidence import AuditConfig
+from efface.audit.run import opened, run_audit
+from efface.data.persons import persons_request
+from efface.data.request import Request
+from efface.forget.method import find_method
+from efface.learn.recipes.causal_lm import CausalLMConfig, new_model
+from efface.run.cost import measure_cost
+from efface.subjects.prompts import collate
 
 PASSES = {"forget": ("probability", "exact_memorisation", "extraction_strength", "loss", "zlib", "min_k", "min_k_plus_plus"),
           "holdout": ("loss", "zlib", "min_k", "min_k_plus_plus")}  # fmt: skip
@@ -129,14 +129,14 @@ def main() -> None:
     fit = npo.configure({"learning_rate": 1e-4, "epochs": 2, "batch_size": 16})
     seconds: dict[str, list[float]] = {"audit, usual": [], "audit, efface": [], "npo, usual": [], "npo, efface": []}
     peaks: dict[str, float] = {}
-    for round_ in range(arguments.rounds):
+    for _ in range(arguments.rounds):
         os.environ["EFFACE_CACHE"] = tempfile.mkdtemp(prefix="efface-bench-")
         work = Path(os.environ["EFFACE_CACHE"])
         jobs: dict[str, Callable[[], Any]] = {
             "audit, usual": lambda: usual_audit(subject, request, arguments.new_tokens),
             "audit, efface": lambda: run_audit(request, {"unlearned": opened(subject)}, suite),
             "npo, usual": lambda: usual_npo(subject, request, fit),
-            "npo, efface": lambda work=work, round_=round_: npo.fit(subject, request, fit, work=work / "w", out=work / f"e{round_}"),
+            "npo, efface": lambda work=work: npo.fit(subject, request, fit, work=work / "w", out=work / "e"),
         }
         results = {}
         for label, job in jobs.items():

@@ -1,5 +1,7 @@
 """Bad input of every kind: exit code 2, one readable line that says what to do, and nothing changed on the disk."""
 
+# ruff: noqa: E501 - one case a line
+
 from __future__ import annotations
 
 import gzip
@@ -350,7 +352,9 @@ def test_names_are_unique() -> None:
     assert len({case[0] for case in CASES}) == len(CASES) >= 45
 
 
-@pytest.mark.parametrize(("prepare", "argv", "fragments"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+@pytest.mark.parametrize(
+    ("prepare", "argv", "fragments"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
+)
 def test_one_line_that_says_what_to_do(
     prepare: Prepare, argv: list[str], fragments: tuple[str, ...], here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

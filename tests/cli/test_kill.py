@@ -33,7 +33,11 @@ AUDIT = ["max_new_tokens=8", "relearning.max_steps=20", "relearning.every=5", "-
 def kill_after(argv: list[str], seconds: float) -> bool:
     """Start a command, wait until it has read its configuration, then kill it; False where it was done before."""
     process = subprocess.Popen(
-        [*MAIN, *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+        [*MAIN, *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
     assert process.stdout is not None
     first = process.stdout.readline()
@@ -89,7 +93,7 @@ def test_forget_and_audit_killed_five_times_each(
         if not Path("run/run.json").exists():
             with pytest.raises(RunError, match="unfinished"):
                 read_run(place / "run")
-        assert run(["verify", "run"]) == 1
+        assert run(["verify", "run"]) == (0 if Path("run", MANIFEST).exists() else 1)
     assert kills >= 3
     assert checkpoints >= 1, "no kill hit the training"
     assert run([*FORGET, "--out", "run"]) == 0
@@ -104,15 +108,17 @@ def test_forget_and_audit_killed_five_times_each(
     for seconds in np.sort(rng.uniform(0.2, 2.0, 5)):
         kills += kill_after(["audit", "run", *AUDIT], float(seconds))
         looks_unfinished_or_is_whole(place / "run")
-        if run(["verify", "run"]) == 0:
+        if run(["verify", "run"]) == 0 and Path("run/findings.json").exists():
             assert Path("run/findings.json").read_bytes() == findings
     assert kills >= 2
     Path("run/tables").mkdir(exist_ok=True)
-    for name in (f"run/{PARTIAL}7-audit.json", f"run/tables/{PARTIAL}7-forget.arrow"):  # the rarest moment: within a write
+    for name in (
+        f"run/{PARTIAL}7-audit.json",
+        f"run/tables/{PARTIAL}7-forget.arrow",
+    ):  # the rarest moment: within a write
         Path(name).write_bytes(b"half")
     assert run(["audit", "run", *AUDIT]) in (0, 1)
     assert Path("run/findings.json").read_bytes() == findings
     assert not list(Path("run").rglob(f"{PARTIAL}*"))
     capsys.readouterr()
     assert run(["verify", "run"]) == 0, capsys.readouterr().out
-

@@ -14,7 +14,7 @@ from efface.audit.verdict import Conclusion, conclude
 from efface.data.request import Request
 from efface.errors import RequestError, RunError
 from efface.run.cost import Cost
-from efface.run.files import read_json, sweep, write_json
+from efface.run.files import read_json, storage, sweep, write_json
 from efface.run.manifest import MANIFEST, write_manifest
 from efface.run.record import ModelRecord, RunRecord, load_costs, save_costs
 from efface.subjects.causal_lm import CausalLM, as_subject, load_causal_lm
@@ -110,8 +110,9 @@ def audit_folder(
     records: dict[str, ModelRecord] = {}
     models = _models(base, against, edit, original, records, prompt)
     audited = run_audit(data, models, config)
-    sweep(folder)  # parts of files that a killed audit left
-    (folder / MANIFEST).unlink(missing_ok=True)  # from here on the folder is under work
+    with storage(folder):
+        sweep(folder)  # parts of files that a killed audit left
+        (folder / MANIFEST).unlink(missing_ok=True)  # from here on the folder is under work
     run = run.model_copy(update={"against": records.get("retrained")})
     write_json(folder / "run.json", run.model_dump(mode="json"))
     store(folder, audited)

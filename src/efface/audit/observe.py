@@ -170,8 +170,11 @@ def table_key(
 ) -> dict[str, Any]:
     """What a table depends on; also its name in the cache."""
     key: dict[str, Any] = {
-        "model": subject.digest, "data": data_digest(data), "prompt": digest_value(subject.prompt.model_dump()), "rows": len(data),
-    }  # fmt: skip
+        "model": subject.digest,
+        "data": data_digest(data),
+        "prompt": digest_value(subject.prompt.model_dump()),
+        "rows": len(data),
+    }
     if generations:
         key |= {"max_new_tokens": max_new_tokens, "texts": keep_texts}
     return key

@@ -170,7 +170,8 @@ def _read_arrow(path: Path) -> tuple[pa.Table, dict[str, Any]]:
     try:
         with pa.OSFile(str(path), "rb") as source:
             table = pa.ipc.open_file(source).read_all()
-    except (OSError, pa.ArrowInvalid) as error:
+        table.validate(full=True)  # a damaged offset would end the process, not raise
+    except (OSError, pa.ArrowException) as error:
         raise StorageError(f"{path} cannot be read as an Arrow file: {error}") from error
     meta = table.schema.metadata or {}
     return table, json.loads(meta.get(b"efface", b"{}"))

@@ -28,19 +28,27 @@ def run(argv: list[str]) -> int:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _fail("stopped; the same command goes on where it was", INTERRUPTED)
+    except OSError as error:  # what no reader or writer has named: a folder that may not be entered, a broken mount
+        if error.filename is None:
+            return _internal(error)
+        return _fail(f"cannot use {error.filename}: {error.strerror}; check the path and its permissions", 2)
     except Exception as error:  # noqa: BLE001 - the last line of defence: no traceback for the user
         if hasattr(error, "format_message"):  # click's usage errors
             return _fail(f"{error.format_message()} Try 'efface --help'.", 2)
         if type(error).__name__ in {"Exit", "Abort"}:
             return int(getattr(error, "exit_code", 1))
-        if os.environ.get("EFFACE_DEBUG"):
-            traceback.print_exc()
-        first = (str(error).splitlines() or [""])[0][:200]
-        return _fail(
-            f"internal error: {type(error).__name__}: {first}; this is a bug in efface, please report it "
-            "(EFFACE_DEBUG=1 shows where)", INTERNAL,
-        )  # fmt: skip
+        return _internal(error)
     return result if isinstance(result, int) else 0
+
+
+def _internal(error: Exception) -> int:
+    if os.environ.get("EFFACE_DEBUG"):
+        traceback.print_exception(error)
+    first = (str(error).splitlines() or [""])[0][:200]
+    return _fail(
+        f"internal error: {type(error).__name__}: {first}; this is a bug in efface, please report it "
+        "(EFFACE_DEBUG=1 shows where)", INTERNAL,
+    )  # fmt: skip
 
 
 def _fail(message: str, code: int) -> int:

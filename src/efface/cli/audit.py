@@ -62,8 +62,8 @@ def _audit(place: str, given: dict[str, Any], values: dict[str, Any], json_outpu
     from efface.audit.evidence import AuditConfig
     from efface.audit.folder import audit_folder
     from efface.audit.run import check_suites
-    from efface.forget.edit import Edit
     from efface.errors import RunError
+    from efface.forget.edit import Edit
     from efface.forget.run import begin, read_inputs, read_run
     from efface.subjects.causal_lm import load_causal_lm
 
@@ -75,7 +75,9 @@ def _audit(place: str, given: dict[str, Any], values: dict[str, Any], json_outpu
     is_run = (folder / "run.json").exists() or (folder / "inputs.json").exists()
     if not is_run and not given.get("forget"):
         raise RunError(
-            f"'{place}' holds no run", "a folder made by 'efface forget', or a model with --forget and --out", "check the path"
+            f"'{place}' holds no run",
+            "a folder made by 'efface forget', or a model with --forget and --out",
+            "check the path",
         )
     v.show_config("efface audit", {**given, **config.model_dump(mode="json")}, json_output=json_output)
     v.show_progress(json_output)
@@ -86,7 +88,8 @@ def _audit(place: str, given: dict[str, Any], values: dict[str, Any], json_outpu
         stored = PromptFormat.parse(read_inputs(folder).get("prompt", {}), owner="inputs.json")
         data = read_request(given) if given.get("forget") else None
         audited = audit_folder(
-            folder, run, config, against=given.get("against"), request=data, edit=Edit.load(folder / "edit"), prompt=prompt or stored
+            folder, run, config, against=given.get("against"), request=data, edit=Edit.load(folder / "edit"),
+            prompt=prompt or stored,
         )  # fmt: skip
         return _summary(folder, audited, json_output)
     request = read_request(given)

@@ -43,8 +43,10 @@ def prove(
                 f"{result.system}: {'HOLDS' if result.holds else 'DOES NOT HOLD'} in {result.seconds:.1f} s\n  {result.claim}"
             )
             for check in result.checks:
-                v.tell(f"  {'ok ' if check.holds else 'BAD'} {check.name}: {check.figure:.4g} (threshold {check.relation} {check.threshold:g}"
-                       f"{f', baseline {check.baseline:.4g}' if check.baseline is not None else ''})")  # fmt: skip
+                word = "ok " if check.holds else "BAD"
+                bound = f"threshold {check.relation} {check.threshold:g}"
+                beside = "" if check.baseline is None else f", baseline {check.baseline:.4g}"
+                v.tell(f"  {word} {check.name}: {check.figure:.4g} ({bound}{beside})")
     return 0 if held else 1
 
 
@@ -57,5 +59,5 @@ def _recorded(path: Path | None) -> dict[str, bool]:
         return {}
     values = read_json(path)
     if not isinstance(values, dict) or not all(isinstance(row, dict) and "holds" in row for row in values.values()):
-        raise ConfigError(f"--recorded {path}", "an object of system -> {\"holds\": true or false}", "see docs/results/proofs.json")
+        raise ConfigError(f"--recorded {path}", "an object: system -> holds: true or false", "see docs/results/proofs.json")
     return {system: bool(row["holds"]) for system, row in values.items()}

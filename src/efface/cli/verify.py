@@ -22,13 +22,16 @@ def verify(
     from efface.errors import RunError
     from efface.report.stored import run_places
     from efface.report.verify import verify_folder
+    from efface.run.manifest import check_manifest
 
     if not run.is_dir():
         raise RunError(f"no folder at '{run}'", "a finished run", "check the path")
     def every_run(folder: Path) -> list[str]:
         found = []
         for place in run_places(folder):
-            if (folder / place / "findings.json").exists():
+            if check_manifest(folder / place):
+                found.append(f"{place}: not derived again, since its files were changed")
+            elif (folder / place / "findings.json").exists():
                 found += [line if place == "." else f"{place}: {line}" for line in rederive(folder / place)]
         return found
 

@@ -92,7 +92,8 @@ class Edit(ABC):
         if subject.digest != self.facts.base_digest:
             again = " (it is applied already)" if subject.digest == self.facts.edited_digest else ""
             raise RunError(
-                f"the model has digest {subject.digest[:19]}{again}", f"{self.facts.base_digest[:19]}, which the edit was fitted on",
+                f"the model has digest {subject.digest[:19]}{again}",
+                f"{self.facts.base_digest[:19]}, which the edit was fitted on",
                 "load the model that the edit was fitted on, in the same precision",
             )  # fmt: skip
         self._check_files()

@@ -96,7 +96,9 @@ def read_inputs(folder: Path) -> dict[str, Any]:
     inputs = read_json(folder / "inputs.json")
     if not isinstance(inputs, dict):
         raise RunError(
-            f"{folder / 'inputs.json'} is not what efface writes", "the file of the run", "choose another folder, or delete it"
+            f"{folder / 'inputs.json'} is not what efface writes",
+            "the file of the run",
+            "choose another folder, or delete it",
         )
     return inputs
 

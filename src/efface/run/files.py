@@ -22,26 +22,41 @@ from efface.errors import StorageError
 PARTIAL = ".partial-"
 """Prefix of every temporary name; whatever carries it is not finished and may be deleted."""
 
+TORCH_WRITER = ("PytorchStreamWriter", "inline_container")
+"""How torch's own writer calls itself when a file could not be written whole."""
+
+
+def _remedy(path: Path) -> str:
+    """What the user sets to move this path: the cache, the home of keys and ledger, or --out."""
+    whole = Path(os.path.abspath(path))
+    for name, default in (("EFFACE_CACHE", "~/.cache/efface"), ("EFFACE_HOME", "~/.efface")):
+        if whole.is_relative_to(os.path.abspath(os.path.expanduser(os.environ.get(name) or default))):
+            return f"set {name} to another folder"
+    return "choose another folder with --out"
+
 
 def explain(error: OSError | Exception, path: Path) -> StorageError:
     """Turn an operating-system error into one readable line."""
     number = getattr(error, "errno", None)
     text = str(error)
+    remedy = _remedy(path)
     reasons = {
         errno.ENOSPC: "the disk is full; free space and run the same command again",
         errno.EDQUOT: "the disk quota is used up; free space and run the same command again",
-        errno.EFBIG: "the file would be larger than this system allows; choose another folder",
-        errno.EROFS: "the file system is read-only; choose another folder with --out",
-        errno.EACCES: "permission denied; choose a folder that you may write to with --out",
-        errno.EPERM: "permission denied; choose a folder that you may write to with --out",
-        errno.ENOTDIR: "a part of this path is a file, not a folder; choose another folder with --out",
-        errno.ENOENT: "the folder cannot be made here; choose another folder with --out",
+        errno.EFBIG: f"the file would be larger than this system allows; {remedy}",
+        errno.EROFS: f"the file system is read-only; {remedy}",
+        errno.EACCES: f"permission denied; {remedy}",
+        errno.EPERM: f"permission denied; {remedy}",
+        errno.ENOTDIR: f"a part of this path is a file, not a folder; {remedy}",
+        errno.ENOENT: f"the folder cannot be made here; {remedy}",
     }
     if number is None:  # libraries that wrap the number into their text (safetensors, pyarrow)
         for code in reasons:
-            if f"os error {code}" in text or f"[errno {code}]" in text.lower() or os.strerror(code) in text:
+            if f"os error {code})" in text or f"[errno {code}]" in text.lower() or os.strerror(code) in text:
                 number = code
     reason = reasons.get(number or -1, text)
+    if number is None and any(word in text for word in TORCH_WRITER):  # torch drops the number
+        reason = f"the disk is full, or {reasons[errno.EFBIG]} or free space"
     return StorageError(f"cannot write {path}: {reason}")
 
 
@@ -118,7 +133,7 @@ def read_json(path: Path) -> Any:
     """Read JSON; a broken file is a `StorageError` that names it."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise StorageError(f"{path} is not valid JSON ({error}); it was changed after it was written") from error
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror or error}") from error

@@ -76,7 +76,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         own = body.pop("digest")
         whole = canonical({**body, "digest": own}) == data and digest_value(body) == own
         whole = whole and isinstance(body["files"], dict)
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise StorageError(f"{path} was changed after it was written ({type(error).__name__})") from error
     if not whole:
         raise StorageError(f"{path} was changed after it was written (its own digest does not fit)")

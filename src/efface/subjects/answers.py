@@ -57,7 +57,7 @@ def answer_logits(model: Any, batch: Mapping[str, Tensor]) -> AnswerLogits:
     width = labels.shape[1]
     first = int(torch.ne(labels, IGNORED).int().argmax(1).min())  # smallest answer start, >= 1
     keep = width - first + 1
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     if _takes(model, "use_cache"):
         inputs["use_cache"] = False
     if _takes(model, "logits_to_keep"):

@@ -217,6 +217,11 @@ def _look_before_loading(source: str, revision: str | None) -> None:
         pickled = [name for name in PICKLED if (path / name).exists()]
         found = f"only pickled weights ({', '.join(pickled)})" if pickled else "no weights"
         raise ModelError(f"'{source}' has {found}", "safetensors", "convert it with save_pretrained (safetensors)")
+    for weights in path.glob("*.safetensors"):
+        try:
+            weights.open("rb").close()
+        except OSError as error:
+            raise ModelError(f"cannot read {weights}: {error.strerror}", None, "check its permissions") from error
     if not any(
         (path / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
     ):

@@ -34,13 +34,19 @@ def round_trip(weight: Tensor, bits: int) -> Tensor:
 
 
 def linear_weights(model: Any) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights that are quantised, by name, and the names of the other tensors of two or more dimensions."""
-    tied = {id(model.get_input_embeddings().weight)}
+    """The weights that are quantised, by name, and the names of the other tensors of two or more dimensions.
+
+    A tensor appears once, also where an adapter's wrapper shows its base layer's weight as its own; an adapter's two
+    factors are rounded each for itself.
+    """
+    seen = {id(model.get_input_embeddings().weight)}
     chosen: dict[str, Tensor] = {}
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
-        kind = type(module).__name__
-        if isinstance(weight, Tensor) and weight.dim() == 2 and kind in {"Linear", "Conv1D"} and id(weight) not in tied:
+        if type(module).__name__ not in {"Linear", "Conv1D"} or not isinstance(weight, Tensor) or weight.dim() != 2:
+            continue
+        if id(weight) not in seen:
+            seen.add(id(weight))
             chosen[f"{name}.weight"] = weight
     ids = {id(weight) for weight in chosen.values()}
     skipped = [name for name, p in model.named_parameters() if p.dim() >= 2 and id(p) not in ids]

@@ -23,7 +23,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from efface.errors import EffaceError, StorageError
-from efface.run.files import explain, storage
+from efface.run.files import TORCH_WRITER, explain, storage
 from efface.run.manifest import MANIFEST, check_manifest, write_manifest
 from efface.run.progress import track
 from efface.subjects.quiet import quiet_transformers
@@ -161,7 +161,7 @@ def train(
             try:
                 engine.train(resume_from_checkpoint=str(start) if start else None)
             except (OSError, RuntimeError) as error:
-                if isinstance(error, OSError) or "PytorchStreamWriter" in str(error) or "No space" in str(error):
+                if isinstance(error, OSError) or any(word in str(error) for word in (*TORCH_WRITER, "No space")):
                     raise explain(error, folder) from error
                 raise
             except Exception as error:

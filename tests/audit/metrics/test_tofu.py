@@ -164,8 +164,17 @@ def test_utility_rows_come_from_the_table_by_id() -> None:
     assert bare.truth_ratio == pytest.approx([0.5, 0.0], abs=1e-6)
     with pytest.raises(RunError, match="q2"):
         tofu.utility_rows(ScoreTable(table.scores, generations({"q1": 1.0})), options=False)
-    with pytest.raises(RunError, match="generations"):
-        tofu.utility_rows(ScoreTable(table.scores, None), options=False)
+    assert tofu.utility_rows(ScoreTable(table.scores, None), options=False).rouge is None, "not measured, never a zero"
+
+
+def test_a_set_without_wrong_answers_has_fewer_parts() -> None:
+    plain = [row for row in two_questions() if row["form"] == "answer"]
+    rows = tofu.utility_rows(ScoreTable(build_scores(plain), generations({"q2": 0.25, "q1": 1.0})), options=False)
+    assert rows.truth_ratio is None
+    found = tofu.model_utility({"retain": rows}, resamples=10)
+    assert set(found.parts) == {"retain/probability", "retain/rouge"}
+    p, r = rows.probability.mean(), 0.625
+    assert found.value.value == pytest.approx(2 / (1 / p + 1 / r))
 
 
 def random_sets(seed: int = 0) -> dict[str, tofu.UtilityRows]:

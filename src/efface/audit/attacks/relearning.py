@@ -97,7 +97,8 @@ def _curve(
 ) -> dict[str, Any]:
     settings = TrainConfig(
         learning_rate=config.learning_rate, batch_size=min(config.batch_size, len(train_rows)), weight_decay=0.0,
-        schedule="constant", seed=config.seed, epochs=config.max_steps * min(config.batch_size, len(train_rows)) / len(train_rows),
+        schedule="constant", seed=config.seed,
+        epochs=config.max_steps * min(config.batch_size, len(train_rows)) / len(train_rows),
         checkpoint_seconds=1e9,
     )  # fmt: skip
     folder = Path(tempfile.mkdtemp(prefix="efface-relearn-"))

@@ -49,7 +49,8 @@ def curves(evidence: Evidence, kind: str = "speed") -> list[Curve]:
         spread = [bootstrap(lambda x: x.mean(axis=1), row, seed=evidence.config.seed, resamples=500) for row in rows]
         first = _steps(rows[None], result["steps"], TARGET * goal)[0] if goal is not None else np.inf
         found.append(Curve(
-            role=role, steps=result["steps"], values=rows.mean(axis=1).tolist(), low=[e.low if e.low is not None else e.value for e in spread],
+            role=role, steps=result["steps"], values=rows.mean(axis=1).tolist(),
+            low=[e.low if e.low is not None else e.value for e in spread],
             high=[e.high if e.high is not None else e.value for e in spread], reached=int(first) if np.isfinite(first) else None,
         ))  # fmt: skip
     return found

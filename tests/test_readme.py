@@ -1,0 +1,88 @@
+"""What the README says is run: its commands on the tiny model, its ten lines of Python, and its links."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from efface.cli import run
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.S)
+
+
+@pytest.fixture
+def workplace(
+    tmp_path: Path, tiny_folder: Path, retrained_folder: Path, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A folder in which the README's names exist."""
+    place = tmp_path / "place"
+    place.mkdir()
+    shutil.copytree(tiny_folder, place / "my-model")
+    shutil.copytree(retrained_folder, place / "my-retrained-model")
+    for name, target in (("forget", "forget"), ("retain", "retain"), ("holdout", "unseen")):
+        shutil.copy(files[name], place / f"{target}.jsonl")
+    monkeypatch.chdir(place)
+    return place
+
+
+def commands() -> list[list[str]]:
+    """The efface commands of the README's shell blocks that stand on the user's own model."""
+    block = next(text for kind, text in BLOCKS if not kind and "my-model" in text)
+    return [shlex.split(line)[1:] for line in block.splitlines() if line.startswith("efface ")]
+
+
+def test_the_commands_do_what_the_readme_says(workplace: Path) -> None:
+    found = commands()
+    assert [words[0] for words in found] == ["forget", "audit", "report", "certify", "verify"]
+    for words in found:
+        assert run(words) in ((0, 1) if words[0] == "audit" else (0,)), words
+    assert (workplace / "run" / "report.html").exists()
+
+
+def test_the_python_lines_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = next(text for kind, text in BLOCKS if kind == "python")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip()
+    assert (workplace / "my-edit" / "edit.json").exists()
+
+
+def test_make_targets_and_links_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"`?make ((?:\w[\w-]*)(?: [a-z]+)?)`", README) + ["demo"]:
+        for word in target.split():
+            assert re.search(rf"^{word}:", makefile, flags=re.M), word
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        if not link.startswith("http"):
+            assert (ROOT / link).exists(), link
+
+
+def test_the_table_of_systems_is_current() -> None:
+    from efface.cli.systems import page
+
+    assert (ROOT / "docs" / "systems.md").read_text(encoding="utf-8").strip() == page().strip(), "run 'make docs'"
+
+
+@pytest.mark.parametrize("name", ["run.sh"])
+def test_the_examples_are_well_formed(name: str) -> None:
+    """Their shell parses, and every YAML key is one that the command takes."""
+    from efface.audit.evidence import AuditConfig
+    from efface.cli.values import read_config
+    from efface.forget.method import find_method
+    from efface.learn.recipes.causal_lm import CausalLMConfig
+
+    folder = ROOT / "examples" / "tofu"
+    subprocess.run(["bash", "-n", str(folder / name)], check=True)
+    model = read_config(folder / "model.yaml")
+    model.pop("recipe")
+    CausalLMConfig.parse(model)
+    AuditConfig.parse(read_config(folder / "audit.yaml"))
+    for method in ("npo", "task-vector", "finetune", "retrain", "dpo-idk"):
+        find_method(method).configure(read_config(folder / "forget.yaml"))
