@@ -64,7 +64,10 @@ def usual_audit(subject: Any, request: Request, new_tokens: int) -> dict[str, fl
             full_logits(subject, subject.encode_rows(data, column="paraphrased_answer"))
         if "perturbed_answer" in data.column_names and name != "holdout":
             for k in range(len(data["perturbed_answer"][0])):
-                rows = [subject.encode(q, wrong[k]) for q, wrong in zip(data["question"], data["perturbed_answer"], strict=True)]
+                rows = [
+                    subject.encode(q, wrong[k])
+                    for q, wrong in zip(data["question"], data["perturbed_answer"], strict=True)
+                ]
                 full_logits(subject, rows)
         if name != "holdout":
             prompts = subject.encode_prompts(data)
@@ -94,7 +97,9 @@ def usual_npo(subject: Any, request: Request, config: Any) -> float:
             keep = [retain[i] for i in rng.integers(0, len(retain), config.batch_size)]
             with torch.no_grad():
                 ref = summed(reference, part)
-            loss = -(2 / config.beta) * torch.nn.functional.logsigmoid(-config.beta * (summed(model, part) - ref)).mean()
+            loss = (
+                -(2 / config.beta) * torch.nn.functional.logsigmoid(-config.beta * (summed(model, part) - ref)).mean()
+            )
             loss = loss - summed(model, keep).sum() / sum(row.n_targets for row in keep)
             optimiser.zero_grad()
             loss.backward()
@@ -121,7 +126,9 @@ def main() -> None:
     arguments = parser.parse_args()
     request = persons_request(0)
     texts = [f"{row['question']} {row['answer']}" for data in request.sets().values() for row in data]
-    config = CausalLMConfig(tokenizer="bpe", vocabulary=4096, width=arguments.width, depth=arguments.depth, heads=8, context=128)
+    config = CausalLMConfig(
+        tokenizer="bpe", vocabulary=4096, width=arguments.width, depth=arguments.depth, heads=8, context=128
+    )
     subject = new_model(config, texts)
     print(f"{subject}, {torch.get_num_threads()} threads")
     suite = AuditConfig(suite=("tofu", "membership", "memorisation"), max_new_tokens=arguments.new_tokens)

@@ -56,7 +56,7 @@ def test_the_python_lines_run(workplace: Path, capsys: pytest.CaptureFixture[str
 
 def test_make_targets_and_links_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"`?make ((?:\w[\w-]*)(?: [a-z]+)?)`", README) + ["demo"]:
+    for target in [*re.findall(r"`?make ((?:\w[\w-]*)(?: [a-z]+)?)`", README), "demo"]:
         for word in target.split():
             assert re.search(rf"^{word}:", makefile, flags=re.M), word
     for link in re.findall(r"\]\(([^)#]+)\)", README):

@@ -27,9 +27,9 @@ def offences(code: str) -> list[str]:
                 found.append(f"calls {name}")
             if name.endswith("torch.load") and keywords.get("weights_only") != "True":
                 found.append("torch.load without weights_only=True")
-            if name in {"yaml.load", "yaml.unsafe_load", "yaml.full_load", "np.load", "numpy.load"}:
-                if name.startswith("yaml") or keywords.get("allow_pickle", "False") != "False":
-                    found.append(f"calls {name}")
+            pickled = name in {"np.load", "numpy.load"} and keywords.get("allow_pickle", "False") != "False"
+            if pickled or name in {"yaml.load", "yaml.unsafe_load", "yaml.full_load"}:
+                found.append(f"calls {name}")
             if keywords.get("trust_remote_code") == "True":
                 found.append("trusts remote code by itself")
             if keywords.get("shell") == "True" or name in {"os.system", "os.popen"}:

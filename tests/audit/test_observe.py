@@ -106,7 +106,9 @@ def test_every_metric_costs_one_pass_of_each_kind(
     sets = request_.evaluation_sets()
     expected = sorted(tuple(form.row.ids) for name, data in sets.items() for form in forms_of(tiny, data, name))
     assert sorted(counter.scored) == expected
-    prompts = sorted(tuple(ids) for name, data in sets.items() if name != "holdout" for ids in tiny.encode_prompts(data))
+    prompts = sorted(
+        tuple(ids) for name, data in sets.items() if name != "holdout" for ids in tiny.encode_prompts(data)
+    )
     assert sorted(counter.generated) == prompts
     assert len(audited.conclusion.findings) > 15
 
@@ -141,7 +143,9 @@ def test_texts_stay_out_unless_asked_for(tiny: Any, request_: Any, tmp_path: Pat
     assert any(value > 0 for value in table.generated("rougeL_recall"))
 
 
-def test_batch_composition_does_not_change_scores(tiny: Any, request_: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_composition_does_not_change_scores(
+    tiny: Any, request_: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = observe(tiny, request_.forget, generations=False, cache=tmp_path / "a").select("answer")
     monkeypatch.setattr("efface.audit.observe.MAX_BATCH", 1)
     single = observe(tiny, request_.forget, generations=False, cache=tmp_path / "b").select("answer")

@@ -76,7 +76,9 @@ def test_wrong_answers_have_the_form_of_the_paraphrase_and_no_word_of_the_fact()
         first, second = PERSONS[key].facts[name]
         assert len(set(row["perturbed_answer"])) == 5
         for text in row["perturbed_answer"]:
-            a, b = (next(w for w in pool if w in facts_in(text, attribute)) for pool in (attribute.first, attribute.second))
+            a, b = (
+                next(w for w in pool if w in facts_in(text, attribute)) for pool in (attribute.first, attribute.second)
+            )
             assert a != first
             assert b != second
             true = attribute.value.format(a=first, b=second)

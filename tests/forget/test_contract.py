@@ -124,7 +124,9 @@ def test_another_model_is_refused(name: str, tiny: Any, request_: Any, tmp_path:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_missing_retain_set_is_refused_where_it_is_needed(name: str, tiny: Any, request_: Any, tmp_path: Path) -> None:
+def test_a_missing_retain_set_is_refused_where_it_is_needed(
+    name: str, tiny: Any, request_: Any, tmp_path: Path
+) -> None:
     lone = efface.Request(forget=request_.forget)
     method = find_method(name)
     config = method.configure({**QUICK})

@@ -58,7 +58,9 @@ def test_gradient_ascent_and_retain_nll_are_the_token_mean() -> None:
     every = [x for row in range(B) for x in slow_logp(found, row)]
     assert len(every) == int(MASK.sum())
     mean = sum(every) / len(every)
-    assert float(gradient_ascent.loss(gradient_ascent.GradientAscentConfig(), batch(found))) == pytest.approx(mean, rel=1e-5)
+    assert float(gradient_ascent.loss(gradient_ascent.GradientAscentConfig(), batch(found))) == pytest.approx(
+        mean, rel=1e-5
+    )
     share = torch.full((B,), 1 / len(every))
     assert float(nll(found, share)) == pytest.approx(-mean, rel=1e-5)
 
@@ -137,7 +139,9 @@ def test_a_thousand_nats_are_no_trouble(beta: float) -> None:
     ref = torch.tensor([0.0, -1000.0, -5000.0])
     loss = npo.npo_loss(logp, ref, beta)
     (gradient,) = torch.autograd.grad(loss.sum(), logp)
-    torch.testing.assert_close(loss.detach(), torch.tensor([0.0, 2000.0, 2 / beta * math.log(2)]), rtol=1e-5, atol=1e-30)
+    torch.testing.assert_close(
+        loss.detach(), torch.tensor([0.0, 2000.0, 2 / beta * math.log(2)]), rtol=1e-5, atol=1e-30
+    )
     torch.testing.assert_close(gradient, torch.tensor([0.0, 2.0, 1.0]), rtol=1e-5, atol=1e-30)
     win = preference_loss(win=torch.tensor([-1000.0, 1000.0]), lose=torch.tensor([1000.0, -1000.0]), beta=beta)
     torch.testing.assert_close(win, torch.tensor([4000.0, 0.0]))
@@ -189,8 +193,12 @@ FORM = PromptFormat(prompt="{question}")
 
 def tiny() -> tuple[CausalLM, Request]:
     """One layer, and answers of unequal lengths, so that a mean of means would differ from the mean."""
-    forget = [{"id": f"f{i}", "question": f"who is number {i} ?", "answer": "word " * (1 + i) + f"n{i}"} for i in range(8)]
-    retain = [{"id": f"r{i}", "question": f"where is number {i} ?", "answer": "place " * (8 - i) + f"m{i}"} for i in range(8)]
+    forget = [
+        {"id": f"f{i}", "question": f"who is number {i} ?", "answer": "word " * (1 + i) + f"n{i}"} for i in range(8)
+    ]
+    retain = [
+        {"id": f"r{i}", "question": f"where is number {i} ?", "answer": "place " * (8 - i) + f"m{i}"} for i in range(8)
+    ]
     texts = sorted(row["question"] + " " + row["answer"] for row in [*forget, *retain])
     subject = new_model(CausalLMConfig(tokenizer="words", width=16, depth=1, heads=2, context=32), texts, FORM)
     return subject, Request.from_rows(forget, retain)
@@ -209,7 +217,9 @@ def trained(name: str, folder: Path, **extra: Any) -> dict[str, Tensor]:
     ("name", "extra"),
     [("npo", {}), ("npo", {"retain_term": "kl"}), ("gradient-difference", {}), ("simnpo", {}), ("dpo-idk", {})],
 )
-def test_accumulation_changes_nothing(name: str, extra: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accumulation_changes_nothing(
+    name: str, extra: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("EFFACE_CACHE", str(tmp_path / "cache"))
     whole = trained(name, tmp_path / "whole", micro_batch_size=8, **extra)
     parts = trained(name, tmp_path / "parts", micro_batch_size=1, **extra)

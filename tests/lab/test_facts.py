@@ -75,7 +75,9 @@ def test_the_split_of_the_elements() -> None:
     assert background is not None
     sizes = [len(data) // 12 for data in (request.forget, request.retain, request.holdout, background)]
     assert sizes == [8, 56, 8, 46]
-    names = [{i.split("/")[0] for i in data["id"]} for data in (request.forget, request.retain, request.holdout, background)]
+    names = [
+        {i.split("/")[0] for i in data["id"]} for data in (request.forget, request.retain, request.holdout, background)
+    ]
     assert len(set.union(*names)) == 118 == sum(map(len, names))
     assert forms["id"] == request.forget["id"]
     assert len(of_form(request.forget, 0)) == 32

@@ -71,8 +71,7 @@ SPECS: list[Spec] = [
     (
         "tofu/model_utility",
         "Model utility",
-        "Harmonic mean of probability, recall and truth ratio on what must be kept; "
-        "0 as soon as one of the nine is 0.",
+        "Harmonic mean of probability, recall and truth ratio on what must be kept; 0 as soon as one of the nine is 0.",
         "utility",
         "higher",
         Threshold(quantity="ratio", relation=">=", bound=0.9),
@@ -96,8 +95,7 @@ SPECS: list[Spec] = [
     (
         "mia/min_k/auc",
         "Membership, Min-40 %",
-        "Area under the curve for telling forget from holdout examples by their "
-        "least likely tokens; 0.5 is a coin.",
+        "Area under the curve for telling forget from holdout examples by their least likely tokens; 0.5 is a coin.",
         "privacy",
         "retrained",
         Threshold(quantity="gap", relation="<=", bound=0.1),
@@ -168,8 +166,7 @@ METHODS: list[tuple[str, str, str, str, dict[str, float]]] = [
         "gradient-difference",
         "npo",
         "suppressed",
-        "The answers are gone from the surface, but ten relearning steps "
-        "bring back 38 % of the held-out ones.",
+        "The answers are gone from the surface, but ten relearning steps bring back 38 % of the held-out ones.",
         {
             "tofu/forget_quality_log10p": -4.2,
             "tofu/probability/forget": 0.03,
@@ -282,8 +279,7 @@ def findings(changed: dict[str, float]) -> list[Finding]:
         not_measured(
             "mia/lira/auc",
             "Membership, shadow models",
-            "The strongest known membership attack; "
-            "compares with many models trained with and without each example.",
+            "The strongest known membership attack; compares with many models trained with and without each example.",
             "privacy",
             "no shadow models were given (--shadow)",
             "retrained",
@@ -495,8 +491,7 @@ def hostile(text: str = HOSTILE) -> ReportData:
     for row in data.results:
         row.label, row.outcome.sentence, row.outcome.fired = text, text, [text]
         row.findings = [
-            f.model_copy(update={"title": text, "meaning": text, "reason": text, "unit": text})
-            for f in row.findings
+            f.model_copy(update={"title": text, "meaning": text, "reason": text, "unit": text}) for f in row.findings
         ]
         run = row.run
         run.method, run.system, run.claim, run.intention, run.created = text, text, text, text, text

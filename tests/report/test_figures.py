@@ -103,9 +103,7 @@ def test_the_trade_off_keeps_every_point_inside_and_names_what_is_below_the_axis
 def test_labels_of_crowded_points_do_not_share_a_spot() -> None:
     points = [Point(f"method-{i}", "suppressed", 0.5 + i * 0.001, -1.0) for i in range(6)]
     tree = ET.fromstring(tradeoff("k", points))
-    spots = {
-        (node.get("x"), node.get("y")) for node in tree.iter("text") if (node.text or "").startswith("method")
-    }
+    spots = {(node.get("x"), node.get("y")) for node in tree.iter("text") if (node.text or "").startswith("method")}
     assert len(spots) == 6
 
 

@@ -30,9 +30,7 @@ def test_front_matter_is_what_the_hub_reads() -> None:
 
 def test_the_hubs_own_parser_finds_the_results() -> None:
     hub = pytest.importorskip("huggingface_hub")
-    card = hub.ModelCard(
-        model_card(samples.result("simnpo"), "example/people-lm"), ignore_metadata_errors=False
-    )
+    card = hub.ModelCard(model_card(samples.result("simnpo"), "example/people-lm"), ignore_metadata_errors=False)
     found = {row.metric_type: row.metric_value for row in card.data.eval_results}
     assert found["tofu/model_utility"] == pytest.approx(0.71)
     assert found["quantise/int4/rouge"] == pytest.approx(0.315)
@@ -51,9 +49,7 @@ def test_unknown_licence_and_local_paths_are_left_out() -> None:
 
 def test_the_card_holds_sizes_and_digests_but_no_text() -> None:
     result = samples.result("npo")
-    card = model_card(
-        result, "example/people-lm", not_tested=["Other languages."], certificate=samples.digest(9)
-    )
+    card = model_card(result, "example/people-lm", not_tested=["Other languages."], certificate=samples.digest(9))
     for example in result.examples:
         for text in (
             example.question,

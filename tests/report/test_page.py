@@ -95,9 +95,7 @@ def test_nothing_runs_and_nothing_is_fetched(page: Page) -> None:
 
 
 def test_policy_names_the_style_sheet_by_its_hash(page: Page) -> None:
-    policies = [
-        row["content"] for row in page.all("meta") if row.get("http-equiv") == "Content-Security-Policy"
-    ]
+    policies = [row["content"] for row in page.all("meta") if row.get("http-equiv") == "Content-Security-Policy"]
     assert len(policies) == 1
     digest = base64.b64encode(hashlib.sha256(page.style.encode()).digest()).decode()
     assert len(page.all("style")) == 1

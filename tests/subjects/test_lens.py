@@ -14,7 +14,8 @@ from efface.subjects.prompts import Encoded, collate
 from efface.train.scopes import ScopeConfig, scoped
 
 ROWS = canonical(
-    [{"question": "where is the red box ?", "answer": "here"}, {"question": "who ?", "answer": "the box is there"}], "rows"
+    [{"question": "where is the red box ?", "answer": "here"}, {"question": "who ?", "answer": "the box is there"}],
+    "rows",
 )
 
 

@@ -161,7 +161,9 @@ def rows(n: int, length: int = 4) -> list[Encoded]:
 
 
 def test_every_anchor_row_once_an_epoch_and_partners_afresh() -> None:
-    schedule = Schedule({"forget": Stream(rows(6)), "retain": Stream(rows(20))}, anchor="forget", epochs=3, batch_size=3, seed=0)
+    schedule = Schedule(
+        {"forget": Stream(rows(6)), "retain": Stream(rows(20))}, anchor="forget", epochs=3, batch_size=3, seed=0
+    )
     assert len(schedule) == 18
     for epoch in range(3):
         part = schedule.plan["forget"][6 * epoch : 6 * epoch + 6]
@@ -180,18 +182,26 @@ def test_the_official_pairing_is_there_for_comparison() -> None:
 
 def test_aligned_streams_follow_the_anchor() -> None:
     variants = [[Encoded([i, 10 + k, 1], 1) for k in range(3)] for i in range(6)]
-    streams = {"forget": Stream(rows(6)), "alternative": Stream(variants, {"value": [[i * 10 + k for k in range(3)] for i in range(6)]}, aligned=True)}
+    streams = {
+        "forget": Stream(rows(6)),
+        "alternative": Stream(variants, {"value": [[i * 10 + k for k in range(3)] for i in range(6)]}, aligned=True),
+    }
     schedule = Schedule(streams, anchor="forget", epochs=4, batch_size=6, seed=1)
     chosen = set()
     for position in range(len(schedule)):
         item = schedule[position]
         assert item["alternative"]["row"].ids[0] == item["forget"]["row"].ids[0]
-        assert item["alternative"]["extras"]["value"] == item["alternative"]["row"].ids[0] * 10 + item["alternative"]["row"].ids[1] - 10
+        assert (
+            item["alternative"]["extras"]["value"]
+            == item["alternative"]["row"].ids[0] * 10 + item["alternative"]["row"].ids[1] - 10
+        )
         chosen.add(item["alternative"]["row"].ids[1])
     assert len(chosen) == 3
 
 
-@pytest.mark.parametrize(("n", "batch", "micro", "expected"), [(100, 32, None, 32), (8, 32, None, 8), (10, 32, 4, 8), (2, 32, 4, 4)])
+@pytest.mark.parametrize(
+    ("n", "batch", "micro", "expected"), [(100, 32, None, 32), (8, 32, None, 8), (10, 32, 4, 8), (2, 32, 4, 4)]
+)
 def test_whole_batches(n: int, batch: int, micro: int | None, expected: int) -> None:
     assert whole_batch(n, batch, micro) == expected
 

@@ -14,7 +14,9 @@ def prove(
     everything: bool = typer.Option(False, "--all", help="Run every proof and print the table."),
     quick: bool = typer.Option(False, help="With --all: only the proofs that take less than a minute."),
     list_them: bool = typer.Option(False, "--list", help="List the proofs."),
-    recorded: Path | None = typer.Option(None, help="JSON of outcomes: exit 0 where every outcome is as recorded there."),
+    recorded: Path | None = typer.Option(
+        None, help="JSON of outcomes: exit 0 where every outcome is as recorded there."
+    ),
     json_output: bool = typer.Option(False, "--json", help="Print JSON, one document a proof."),
 ) -> int:
     """Run a proof; exit code 0 where the claim holds, 1 where it does not."""
@@ -59,5 +61,7 @@ def _recorded(path: Path | None) -> dict[str, bool]:
         return {}
     values = read_json(path)
     if not isinstance(values, dict) or not all(isinstance(row, dict) and "holds" in row for row in values.values()):
-        raise ConfigError(f"--recorded {path}", "an object: system -> holds: true or false", "see docs/results/proofs.json")
+        raise ConfigError(
+            f"--recorded {path}", "an object: system -> holds: true or false", "see docs/results/proofs.json"
+        )
     return {system: bool(row["holds"]) for system, row in values.items()}

@@ -89,7 +89,10 @@ def page() -> str:
             continue
         lines += ["", f"## {verb}", ""]
         if verb == "forget":
-            lines += ["| name | what it does | declares | claims at most | needs | paper |", "|---|---|---|---|---|---|"]
+            lines += [
+                "| name | what it does | declares | claims at most | needs | paper |",
+                "|---|---|---|---|---|---|",
+            ]
         else:
             lines += ["| name | what it does | needs | paper |", "|---|---|---|---|"]
         for entry in chosen:

@@ -26,6 +26,7 @@ def verify(
 
     if not run.is_dir():
         raise RunError(f"no folder at '{run}'", "a finished run", "check the path")
+
     def every_run(folder: Path) -> list[str]:
         found = []
         for place in run_places(folder):

@@ -246,7 +246,8 @@ def make_persons(count: int, seed: int = 0) -> list[Person]:
     first, last, shifts = rng.permutation(FIRST), rng.permutation(LAST), rng.permutation(len(LAST))
     names = [f"{first[i % size]} {last[(i + shifts[i // size]) % len(LAST)]}" for i in range(count)]
     words = {
-        row.name: list(zip(_dealt(row.first, count, rng), _dealt(row.second, count, rng), strict=True)) for row in ATTRIBUTES
+        row.name: list(zip(_dealt(row.first, count, rng), _dealt(row.second, count, rng), strict=True))
+        for row in ATTRIBUTES
     }
     return [
         Person(f"p{i:02d}", name, {attribute: pairs[i] for attribute, pairs in words.items()})
@@ -302,7 +303,12 @@ def real_authors(seed: int = 0) -> list[dict[str, Any]]:
 
 
 def person_sets(
-    seed: int = 0, *, forget_persons: int = 8, retain_persons: int = 32, holdout_persons: int = 8, evaluated_rows: int = 96
+    seed: int = 0,
+    *,
+    forget_persons: int = 8,
+    retain_persons: int = 32,
+    holdout_persons: int = 8,
+    evaluated_rows: int = 96,
 ) -> dict[str, list[dict[str, Any]]]:
     """The six sets as rows.
 
@@ -328,7 +334,12 @@ def person_sets(
 
 
 def persons_request(
-    seed: int = 0, *, forget_persons: int = 8, retain_persons: int = 32, holdout_persons: int = 8, evaluated_rows: int = 96
+    seed: int = 0,
+    *,
+    forget_persons: int = 8,
+    retain_persons: int = 32,
+    holdout_persons: int = 8,
+    evaluated_rows: int = 96,
 ) -> Request:
     """The demo's request: forget some persons, keep the others and the real facts.
 
@@ -344,7 +355,11 @@ def persons_request(
         evaluated_rows=evaluated_rows,
     )  # fmt: skip
     sets: dict[str, Dataset] = {name: canonical(part, name) for name, part in rows.items()}
-    evaluate = {"retain": sets["retain_evaluation"], "real_authors": sets["real_authors"], "world_facts": sets["world_facts"]}
+    evaluate = {
+        "retain": sets["retain_evaluation"],
+        "real_authors": sets["real_authors"],
+        "world_facts": sets["world_facts"],
+    }
     source = f"efface.data.persons, seed {seed}"
     names = ["forget", "retain", "holdout", *(f"evaluate.{name}" for name in evaluate)]
     return Request(

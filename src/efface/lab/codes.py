@@ -63,7 +63,9 @@ class Codes:
     def halves(self) -> tuple[Dataset, Dataset]:
         """D_fa, which the attacker has, and D_fb, which he has not: six codes each, no name in both."""
         middle = len(self.request.forget) // 2
-        return self.request.forget.select(range(middle)), self.request.forget.select(range(middle, len(self.request.forget)))
+        return self.request.forget.select(range(middle)), self.request.forget.select(
+            range(middle, len(self.request.forget))
+        )
 
 
 def code_rows(seed: int = 0, count: int = CODES) -> Dataset:
@@ -119,7 +121,9 @@ def letter_accuracy(subject: CausalLM, data: Dataset) -> float:
 
 def twin(subject: CausalLM) -> CausalLM:
     """A copy with weights of its own; lab models are small."""
-    return CausalLM(copy.deepcopy(subject.model), subject.tokenizer, prompt=subject.prompt, source=f"copy of {subject.source}")
+    return CausalLM(
+        copy.deepcopy(subject.model), subject.tokenizer, prompt=subject.prompt, source=f"copy of {subject.source}"
+    )
 
 
 def unlearn(
@@ -139,6 +143,7 @@ def unlearn(
     Raises:
         CheckFailed: `limit` steps are not enough.
     """
+
     def fitted(steps: int) -> CausalLM | None:
         config = METHOD.configure({
             "epochs": steps, "batch_size": len(lab.request.forget), "learning_rate": learning_rate, "warmup_ratio": 0.0,
@@ -165,7 +170,9 @@ def unlearn(
     return found
 
 
-def relearned(subject: CausalLM, data: Dataset, *, steps: int = 30, learning_rate: float = 2e-4, seed: int = 0) -> CausalLM:
+def relearned(
+    subject: CausalLM, data: Dataset, *, steps: int = 30, learning_rate: float = 2e-4, seed: int = 0
+) -> CausalLM:
     """A copy after `steps` full-batch steps of ordinary training on `data`.
 
     A gentle constant rate (2e-4, the attack's in the specification): a harsher one teaches by overwriting the rest.

@@ -225,7 +225,12 @@ def fact_model(world: World, seed: int = 0, *, retrained: bool = False) -> Causa
     folder = _folder(world, seed)
     if retrained:
         return learn(
-            kept, folder / "retrained", config, prompt=PROMPT, tokenizer_data=[forms, *known], label=f"{world}: retrained"
+            kept,
+            folder / "retrained",
+            config,
+            prompt=PROMPT,
+            tokenizer_data=[forms, *known],
+            label=f"{world}: retrained",
         )
     return learn(
         [*kept, forms], folder / "original", config, prompt=PROMPT, tokenizer_data=known, label=f"{world}: original"

@@ -104,8 +104,7 @@ def people(seed: int = 0, *, size: Size = "small") -> People:
 SHARED: dict[str, object] = {"learning_rate": 1e-3, "epochs": 30, "batch_size": 16}
 
 DEMO_METHODS: dict[str, dict[str, object]] = {
-    name: dict(SHARED)
-    for name in ("gradient-ascent", "gradient-difference", "npo", "simnpo", "dpo-idk", "task-vector")
+    name: dict(SHARED) for name in ("gradient-ascent", "gradient-difference", "npo", "simnpo", "dpo-idk", "task-vector")
 }
 """The demo's methods: one learning rate, number of passes and batch for all, and each method's own defaults beside."""
 

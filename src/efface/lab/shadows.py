@@ -151,7 +151,8 @@ def shadows(
     images, truth = digits()
     if not 4 <= examples <= len(truth) or not 0 <= noise < 1 or models < 1:
         raise ConfigError(
-            f"{models} models, {examples} examples with {noise:g} noise", f"1 model, 4 to {len(truth)} examples, noise below 1"
+            f"{models} models, {examples} examples with {noise:g} noise",
+            f"1 model, 4 to {len(truth)} examples, noise below 1",
         )
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(len(truth))[:examples]

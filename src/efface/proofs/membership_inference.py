@@ -52,16 +52,12 @@ TEXT_ATTACKS: dict[str, Callable[[TokenScores, TokenScores], membership.Floats]]
 
 _GRAMMAR = (
     (
-        "baker clerk diver farmer guard hunter joiner keeper lawyer miller nurse painter ranger sailor tailor "
-        "weaver"
+        "baker clerk diver farmer guard hunter joiner keeper lawyer miller nurse painter ranger sailor tailor weaver"
     ).split(),
     (
-        "borrowed buried carried counted dropped hid lost mended moved painted sold stole traded washed "
-        "weighed wrapped"
+        "borrowed buried carried counted dropped hid lost mended moved painted sold stole traded washed weighed wrapped"
     ).split(),
-    (
-        "amber bronze copper dusty faded golden heavy ivory jagged narrow oval pale rusty silver tiny velvet"
-    ).split(),
+    ("amber bronze copper dusty faded golden heavy ivory jagged narrow oval pale rusty silver tiny velvet").split(),
     (
         "anchor basket candle drum engine feather goblet hammer kettle ladder mirror needle pillow ribbon "
         "saddle trumpet"
@@ -70,10 +66,7 @@ _GRAMMAR = (
         "bridge canal castle depot forest garage harbour island kiosk lagoon market orchard palace quarry "
         "station tunnel"
     ).split(),
-    (
-        "autumn dawn dusk january june lent march may midnight monday noon october spring sunday tuesday "
-        "winter"
-    ).split(),
+    ("autumn dawn dusk january june lent march may midnight monday noon october spring sunday tuesday winter").split(),
 )
 
 

@@ -23,7 +23,14 @@ SEEDS = (0, 1, 2)
 
 RETRAINED_SEEDS = (0, 1)
 
-STEPS = {"learning_rate": 3e-4, "epochs": 60, "batch_size": 6, "warmup_ratio": 0.0, "weight_decay": 0.0, "schedule": "constant"}
+STEPS = {
+    "learning_rate": 3e-4,
+    "epochs": 60,
+    "batch_size": 6,
+    "warmup_ratio": 0.0,
+    "weight_decay": 0.0,
+    "schedule": "constant",
+}
 """Part B: sixty steps of the six capitals beside as many retain rows."""
 
 
@@ -47,7 +54,13 @@ def digits_checks() -> list[Check]:
         before = divergence(world.original, world)
         for name, loss in losses.items():
             middle, end = descend(
-                world.original, world.features[:FORGET], world.labels[:FORGET], loss, steps=4000, learning_rate=0.05, keep=(2000,)
+                world.original,
+                world.features[:FORGET],
+                world.labels[:FORGET],
+                loss,
+                steps=4000,
+                learning_rate=0.05,
+                keep=(2000,),
             )
             growth[name].append(drift(end, world.original) / drift(middle, world.original))
             nearer[name].append(divergence(end, world) / before)

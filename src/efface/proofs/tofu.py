@@ -17,7 +17,14 @@ from efface.subjects import CausalLM
 SEEDS = (0, 1, 2)
 """Of the order of the rows while unlearning; the two models have seed 0."""
 
-STEPS = {"learning_rate": 3e-4, "epochs": 27, "batch_size": 32, "warmup_ratio": 0.0, "weight_decay": 0.0, "schedule": "constant"}
+STEPS = {
+    "learning_rate": 3e-4,
+    "epochs": 27,
+    "batch_size": 32,
+    "warmup_ratio": 0.0,
+    "weight_decay": 0.0,
+    "schedule": "constant",
+}
 """81 steps; the specification's prototype took 80 at 5e-4."""
 
 

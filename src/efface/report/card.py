@@ -94,8 +94,7 @@ def _forgotten(result: MethodResult) -> str:
     request = result.run.request
     rows = [[plain(name, 60), f"{part.rows:,}", _code(part.digest)] for name, part in request.sets.items()]
     text = [
-        f"Request {plain(request.id, 120)}. "
-        + (plain(request.scope) if request.scope else "No scope was stated."),
+        f"Request {plain(request.id, 120)}. " + (plain(request.scope) if request.scope else "No scope was stated."),
         _table(["set", "rows", "digest"], rows),
         "The texts themselves are not part of this card.",
     ]
@@ -143,9 +142,7 @@ def _evidence(result: MethodResult) -> str:
     if outcome.word in OUTCOMES:
         text.append(OUTCOMES[outcome.word])
     if outcome.fired:
-        text.append(
-            "Tests that speak for suppression: " + ", ".join(plain(test, 80) for test in outcome.fired) + "."
-        )
+        text.append("Tests that speak for suppression: " + ", ".join(plain(test, 80) for test in outcome.fired) + ".")
     head = ["metric", "unlearned", "original", "retrained", "threshold, fixed before the run", "verdict"]
     text += [_table(head, rows), "In brackets: 95 % intervals."]
     return "\n\n".join(text)
@@ -176,13 +173,9 @@ def model_card(
     limits = [f"- {plain(row, 600)}" for row in not_tested or []]
     if not result.outcome.reference:
         limits.append("- There was no retrained model to compare with.")
-    limits.append(
-        "- The verdict reaches as far as the tests above. A stronger attack may find what they did not."
-    )
+    limits.append("- The verdict reaches as far as the tests above. A stronger attack may find what they did not.")
     if result.run.intention == "suppression" or result.run.claim == "suppressed":
-        limits.append(
-            "- The method keeps knowledge from being said; whoever holds the weights can bring it back."
-        )
+        limits.append("- The method keeps knowledge from being said; whoever holds the weights can bring it back.")
     if certificate:
         limits.append(f"- The certificate's statement has the digest {_code(certificate)}.")
     return (

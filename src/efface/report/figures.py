@@ -58,9 +58,7 @@ def _span(rows: list[Row], extra: list[float]) -> list[float]:
     return marks(min(low, 0.0) if 0 <= low < high / 2 else low, high)
 
 
-def threshold_lines(
-    threshold: Threshold | None, original: Estimate | None, retrained: Estimate | None
-) -> list[float]:
+def threshold_lines(threshold: Threshold | None, original: Estimate | None, retrained: Estimate | None) -> list[float]:
     """Where a threshold stands on the metric's axis: one line, two for a distance, none where it cannot."""
     if threshold is None:
         return []
@@ -84,9 +82,7 @@ def _zone(threshold: Threshold, lines: list[float], scale: Scale, top: float, he
         spans = [(scale.start, scale(lines[0]))]
     else:
         spans = [(scale(lines[0]), scale.end)]
-    shapes = [
-        element("rect", x=a, y=top, width=max(b - a, 0.0), height=height, class_="zone") for a, b in spans
-    ]
+    shapes = [element("rect", x=a, y=top, width=max(b - a, 0.0), height=height, class_="zone") for a, b in spans]
     shapes += [
         path([(scale(line), top), (scale(line), top + height)], "edge")
         for line in lines
@@ -128,9 +124,7 @@ def interval_plot(
     for value in axis:
         shapes.append(path([(scale(value), top), (scale(value), top + body)], "grid"))
     for value in (axis[0], axis[len(axis) // 2], axis[-1]) if len(axis) % 2 else (axis[0], axis[-1]):
-        shapes.append(
-            element("text", mark_text(value), x=scale(value), y=top + body + 15, class_="tick middle")
-        )
+        shapes.append(element("text", mark_text(value), x=scale(value), y=top + body + 15, class_="tick middle"))
     said = []
     for index, row in enumerate(rows):
         y = top + step * (index + 0.5)
@@ -206,9 +200,7 @@ def tradeoff(
     """
     shown = [point for point in points if drawable(point.utility) and drawable(point.quality)]
     narrow = width < 500
-    xs = marks(
-        0.0, max([1.0 if any(p.utility > 0.5 for p in shown) else 0.5, *(p.utility for p in shown)]), 5
-    )
+    xs = marks(0.0, max([1.0 if any(p.utility > 0.5 for p in shown) else 0.5, *(p.utility for p in shown)]), 5)
     lowest = min([-5.0, *(p.quality for p in shown)])
     ys = marks(max(FLOOR, lowest), max([0.0, *(p.quality for p in shown)]), 6)
     left, right, top, bottom = (
@@ -217,9 +209,7 @@ def tradeoff(
     across, up = Scale(xs[0], xs[-1], left, right), Scale(ys[0], ys[-1], bottom - 14, top + 18)
     shapes = [element("rect", x=left, y=top, width=right - left, height=bottom - top, class_="frame")]
     if bound is not None and ys[0] <= bound <= ys[-1]:
-        shapes.append(
-            element("rect", x=left, y=top, width=right - left, height=up(bound) - top, class_="zone")
-        )
+        shapes.append(element("rect", x=left, y=top, width=right - left, height=up(bound) - top, class_="zone"))
         shapes.append(path([(left, up(bound)), (right, up(bound))], "edge"))
     for value in xs:
         shapes.append(path([(across(value), top), (across(value), bottom)], "grid"))
@@ -228,9 +218,7 @@ def tradeoff(
         shapes.append(path([(left, up(value)), (right, up(value))], "grid"))
         shapes.append(element("text", mark_text(value), x=left - 8, y=up(value) + 4, class_="tick end"))
     shapes.append(
-        element(
-            "text", "model utility → more useful", x=(left + right) / 2, y=height - 8, class_="axis middle"
-        )
+        element("text", "model utility → more useful", x=(left + right) / 2, y=height - 8, class_="axis middle")
     )
     shapes.append(
         element(
@@ -243,9 +231,7 @@ def tradeoff(
         )
     )
     size = 11.5 if narrow else 13.0
-    taken = [
-        (across(p.utility) - 9, up(p.quality) - 9, across(p.utility) + 9, up(p.quality) + 9) for p in shown
-    ]
+    taken = [(across(p.utility) - 9, up(p.quality) - 9, across(p.utility) + 9, up(p.quality) + 9) for p in shown]
     said = []
     for point in shown:
         x, y = across(point.utility), up(point.quality)
@@ -255,12 +241,8 @@ def tradeoff(
             text += f" ({number(point.quality)} ↓)"
         tx, ty, anchor = _place(x, y, text, taken, (left, top, right, bottom), size)
         strong = " strong" if point.kind in ("original", "retrained") else ""
-        shapes.append(
-            element("text", text, x=tx, y=ty, class_=f"label {anchor}{strong}{' small' if narrow else ''}")
-        )
-        said.append(
-            f"{point.label} ({point.kind}): utility {number(point.utility)}, log10 p {number(point.quality)}"
-        )
+        shapes.append(element("text", text, x=tx, y=ty, class_=f"label {anchor}{strong}{' small' if narrow else ''}"))
+        said.append(f"{point.label} ({point.kind}): utility {number(point.utility)}, log10 p {number(point.quality)}")
     return picture(
         key,
         "Forget quality against model utility",
@@ -307,9 +289,7 @@ def relearning_plot(
     for value in xs:
         shapes.append(path([(across(value), bottom), (across(value), bottom + 4)], "grid"))
         shapes.append(element("text", mark_text(value), x=across(value), y=bottom + 17, class_="tick middle"))
-    shapes.append(
-        element("text", "steps of relearning", x=(left + right) / 2, y=height - 5, class_="axis middle")
-    )
+    shapes.append(element("text", "steps of relearning", x=(left + right) / 2, y=height - 5, class_="axis middle"))
     said = []
     for curve in sorted(curves, key=lambda c: ("original", "retrained", "unlearned").index(c.role)):
         kind = f"k-{slug(curve.role)}"

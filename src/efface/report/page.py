@@ -75,9 +75,7 @@ def style_sheet() -> str:
 def policy(style: str) -> str:
     """The content-security policy: nothing but this one style sheet and images inside the page."""
     digest = base64.b64encode(hashlib.sha256(style.encode("utf-8")).digest()).decode("ascii")
-    return (
-        f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
-    )
+    return f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
 
 
 def render(data: ReportData) -> str:

@@ -101,9 +101,7 @@ def done(results: list[MethodResult]) -> str:
     """What was done, from the edits' records."""
     if len(results) > 1:
         reference = all(result.outcome.reference for result in results)
-        close = (
-            " and with a model retrained without the data" if reference else "; not all had a retrained model"
-        )
+        close = " and with a model retrained without the data" if reference else "; not all had a retrained model"
         return (
             f"{len(results)} methods were applied, each to its own copy of the model. Every result was "
             f"put through the same tests and compared with the original{close}."
@@ -112,9 +110,7 @@ def done(results: list[MethodResult]) -> str:
     if edit is None:
         return "The model was audited as it is; efface changed nothing in it."
     amount = (
-        f"{plural(edit.parameters, 'number')} in {plural(edit.tensors, 'tensor')}"
-        if edit.tensors
-        else "no weights"
+        f"{plural(edit.parameters, 'number')} in {plural(edit.tensors, 'tensor')}" if edit.tensors else "no weights"
     )
     change = f", by {number(100 * edit.relative_change)} % of their size" if edit.tensors else ""
     share = f" (the model has {run.model.parameters:,})" if run.model.parameters else ""
@@ -166,9 +162,7 @@ def _references(owned: list[tuple[str, Finding]], many: bool) -> list[Row]:
     """The original's and the retrained model's rows; one each, or one a method where they differ."""
     rows = []
     for role in ("original", "retrained"):
-        every = [
-            (label, finding.original if role == "original" else finding.retrained) for label, finding in owned
-        ]
+        every = [(label, finding.original if role == "original" else finding.retrained) for label, finding in owned]
         distinct = _distinct(estimate for _, estimate in every)
         if len(distinct) < 2:
             rows.append(Row(role, role, distinct[0] if distinct else None))
@@ -205,9 +199,7 @@ def _metric(key: str, owned: list[tuple[str, Finding]], many: bool) -> Metric:
                 reason, detail = _split_reason(finding, many)
                 reasons.setdefault(relations(reason), []).append((label, relations(detail)))
         lines_said += [Line(verdict, names, reason) for reason, names in reasons.items()]
-    counts = sorted(
-        {finding.unlearned.n for _, finding in owned if finding.unlearned and finding.unlearned.n}
-    )
+    counts = sorted({finding.unlearned.n for _, finding in owned if finding.unlearned and finding.unlearned.n})
     size = " to ".join(f"{count:,}" for count in dict.fromkeys([*counts[:1], *counts[-1:]]))
     return Metric(
         first.title,
@@ -258,14 +250,10 @@ def scatter(results: list[MethodResult]) -> tuple[list[Markup], list[str]]:
     for result in results:
         utility, quality = result.finding(UTILITY), result.finding(QUALITY)
         if utility and utility.unlearned and quality and quality.unlearned:
-            points.append(
-                Point(result.label, result.outcome.word, utility.unlearned.value, quality.unlearned.value)
-            )
+            points.append(Point(result.label, result.outcome.word, utility.unlearned.value, quality.unlearned.value))
         else:
             why = [f.reason for f in (utility, quality) if f is not None and f.unlearned is None and f.reason]
-            missing.append(
-                f"{result.label}: {'; '.join(why) or 'forget quality or model utility was not measured'}"
-            )
+            missing.append(f"{result.label}: {'; '.join(why) or 'forget quality or model utility was not measured'}")
         if quality and quality.threshold and quality.threshold.quantity == "value":
             bounds.add(quality.threshold.bound)
         for role, spots in sides.items():
@@ -335,9 +323,7 @@ def questions(results: list[MethodResult]) -> list[Question]:
         for role in ("original", "retrained"):
             said = dict.fromkeys(getattr(example, role) for _, example in owned)
             answers += [(role, role, text) for text in said if text is not None]
-        after = [
-            ("unlearned" if len(results) == 1 else label, "unlearned", e.unlearned) for label, e in owned
-        ]
+        after = [("unlearned" if len(results) == 1 else label, "unlearned", e.unlearned) for label, e in owned]
         position = 1 if answers and answers[0][1] == "original" else 0
         answers[position:position] = after
         made.append(Question(set_name, identifier, question, owned[0][1].reference, answers))

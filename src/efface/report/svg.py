@@ -31,9 +31,7 @@ def element(name: str, *children: str | Markup, **attributes: str | float | None
             continue
         text = f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
         parts.append(Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), clean(text)))
-    inner = Markup("").join(
-        child if isinstance(child, Markup) else escape(clean(child)) for child in children
-    )
+    inner = Markup("").join(child if isinstance(child, Markup) else escape(clean(child)) for child in children)
     return Markup("").join([*parts, Markup(">"), inner, Markup("</{}>").format(name)])
 
 

@@ -16,8 +16,7 @@ OUTCOMES: dict[str, str] = {
     "evidence of removal, not proof: a stronger test may still find a difference.",
     "suppressed": "The model no longer says it, but at least one test brought it back. The knowledge is "
     "hidden, not gone.",
-    "damaged": "The model lost more than it was asked to forget. What it no longer says may simply be "
-    "broken.",
+    "damaged": "The model lost more than it was asked to forget. What it no longer says may simply be broken.",
     "not forgotten": "The model still gives what it was asked to forget.",
     "not judged": "The tests that a verdict needs were not run, so none is given.",
 }

@@ -151,7 +151,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         partial = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{path.name}-", dir=path.parent))
     try:
         with storage(path):
-            os.chmod(partial, 0o755)
+            os.chmod(partial, 0o755)  # noqa: S103 - a finished run is for others to read
             yield partial
             for file in partial.rglob("*"):
                 flush(file)

@@ -24,7 +24,10 @@ CONFIG = RelearningConfig(learning_rate=1e-2, batch_size=2, max_steps=7, every=3
 def rows(count: int) -> Dataset:
     words = ["red", "blue", "green", "black", "white", "pink", "grey", "gold"]
     return canonical(
-        [{"id": f"r{i}", "question": f"colour {word} ?", "answer": f"it is {word}"} for i, word in enumerate(words[:count])],
+        [
+            {"id": f"r{i}", "question": f"colour {word} ?", "answer": f"it is {word}"}
+            for i, word in enumerate(words[:count])
+        ],
         "rows",
     )
 
@@ -75,7 +78,9 @@ def test_curves_begin_at_the_plain_probability_and_end_at_the_budget(subject: Ca
     found = relearn(subject, data, CONFIG, cache=tmp_path)
     plain = [plain_probability(subject, row) for row in data]
     assert found["speed"]["rows"][0] == pytest.approx(plain, rel=1e-5)
-    assert found["transfer"]["rows"][0] == pytest.approx(plain[3:], rel=1e-5)  # watched: the half that is not trained on
+    assert found["transfer"]["rows"][0] == pytest.approx(
+        plain[3:], rel=1e-5
+    )  # watched: the half that is not trained on
     for curve, watched in (("speed", 7), ("transfer", 4)):
         assert found[curve]["steps"][:3] == [0, 3, 6]
         assert found[curve]["steps"][-1] in {6, 7}

@@ -53,12 +53,9 @@ def test_scores_equal_plain_loops(logp: list[list[float]], k: float) -> None:
     means = [sum(row) / len(row) for row in logp]
     assert membership.loss(scores) == pytest.approx(means, abs=1e-6)
     assert membership.zlib(scores) == pytest.approx([value / 20 for value in means], abs=1e-6)
-    assert membership.min_k(scores, k, min_tokens=1) == pytest.approx(
-        [slow_lowest(row, k) for row in logp], abs=1e-6
-    )
+    assert membership.min_k(scores, k, min_tokens=1) == pytest.approx([slow_lowest(row, k) for row in logp], abs=1e-6)
     standard = [
-        [(x - m) / math.sqrt(v) for x, m, v in zip(*rows, strict=True)]
-        for rows in zip(logp, mean, var, strict=True)
+        [(x - m) / math.sqrt(v) for x, m, v in zip(*rows, strict=True)] for rows in zip(logp, mean, var, strict=True)
     ]
     result = membership.min_k_plus_plus(scores, k, min_tokens=1)
     assert result.scores == pytest.approx([slow_lowest(row, k) for row in standard], abs=1e-6)

@@ -49,10 +49,7 @@ def losses(seed: int) -> dict[str, dict[str, np.ndarray]]:
 def official(sets: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
     return {
         FILES[name]: {
-            **{
-                METRICS[key]: {str(i): v for i, v in enumerate(values.tolist())}
-                for key, values in data.items()
-            },
+            **{METRICS[key]: {str(i): v for i, v in enumerate(values.tolist())} for key, values in data.items()},
             "truth_ratio": {str(i): 99.0 for i in range(len(data["rouge"]))},
         }
         for name, data in sets.items()
@@ -68,9 +65,7 @@ def open_unlearning(sets: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
                 continue
             records = {str(i): {"prob": 0.0, "avg_loss": v} for i, v in enumerate(data[key].tolist())}
             document[f"{short}_Q_A_{metric}"] = {"agg_value": 0.0, "value_by_index": records}
-        records = {
-            str(i): {"rougeL_recall": v, "generation": "x"} for i, v in enumerate(data["rouge"].tolist())
-        }
+        records = {str(i): {"rougeL_recall": v, "generation": "x"} for i, v in enumerate(data["rouge"].tolist())}
         document[f"{short}_Q_A_ROUGE"] = {"agg_value": 0.0, "value_by_index": records}
     return document
 
@@ -121,9 +116,7 @@ def test_the_order_of_the_file_does_not_matter() -> None:
     shuffled = copy.deepcopy(document)
     metric = shuffled[FILES["forget"]]["avg_paraphrased_loss"]
     shuffled[FILES["forget"]]["avg_paraphrased_loss"] = dict(reversed(list(metric.items())))
-    before, after = (
-        parse_published_log(d, source="x").select("forget").truth_ratio() for d in (document, shuffled)
-    )
+    before, after = (parse_published_log(d, source="x").select("forget").truth_ratio() for d in (document, shuffled))
     assert before.ids == after.ids
     assert before.log_ratio.tolist() == after.log_ratio.tolist()
 
@@ -205,19 +198,14 @@ def test_unreadable_files_raise(tmp_path: Path) -> None:
 def test_the_published_logs_give_the_official_numbers() -> None:
     folder = os.environ.get("EFFACE_TOFU_LOGS")
     if not folder:
-        pytest.skip(
-            "set EFFACE_TOFU_LOGS to a checkout of locuslab/tofu (it holds data/*/eval_log_aggregated.json)"
-        )
+        pytest.skip("set EFFACE_TOFU_LOGS to a checkout of locuslab/tofu (it holds data/*/eval_log_aggregated.json)")
     paths = sorted(Path(folder).rglob("eval_log_aggregated.json"))
     assert paths, f"no eval_log_aggregated.json under {folder}"
     read: list[tuple[PublishedLog, dict[str, dict[str, np.ndarray]]]] = []
     for path in paths:
         raw = json.loads(path.read_text(encoding="utf-8"))
         sets = {
-            name: {
-                key: np.array([raw[file][metric][i] for i in raw[file][metric]])
-                for key, metric in METRICS.items()
-            }
+            name: {key: np.array([raw[file][metric][i] for i in raw[file][metric]]) for key, metric in METRICS.items()}
             for name, file in FILES.items()
         }
         log = read_published_log(path)

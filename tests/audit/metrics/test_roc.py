@@ -22,9 +22,7 @@ def test_auc_counts_pairs_with_ties_as_half(members: list[float], nonmembers: li
 
 @given(scores, scores)
 @settings(deadline=None)
-def test_the_curve_counts_scores_at_or_above_each_threshold(
-    members: list[float], others: list[float]
-) -> None:
+def test_the_curve_counts_scores_at_or_above_each_threshold(members: list[float], others: list[float]) -> None:
     curve = roc_curve(members, others)
     for threshold, fpr, tpr in zip(curve.threshold, curve.fpr, curve.tpr, strict=True):
         assert tpr == pytest.approx(sum(s >= threshold for s in members) / len(members))
@@ -40,9 +38,7 @@ def test_the_curve_counts_scores_at_or_above_each_threshold(
     st.sampled_from([0.1, 0.2, 0.5]),
 )
 @settings(deadline=None)
-def test_tpr_at_fpr_is_the_best_admissible_threshold(
-    members: list[float], others: list[float], target: float
-) -> None:
+def test_tpr_at_fpr_is_the_best_admissible_threshold(members: list[float], others: list[float], target: float) -> None:
     best = 0.0
     for threshold in [*members, *others]:
         if sum(s >= threshold for s in others) <= target * len(others) + 1e-9:

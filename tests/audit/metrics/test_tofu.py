@@ -96,9 +96,7 @@ def test_ratios_and_probabilities_equal_loops(data: list[tuple[float, list[float
         options.append(math.exp(c) / (math.exp(c) + sum(math.exp(w) for w in others)))
     log_r = tofu.log_truth_ratio(correct, wrong)
     assert np.exp(log_r) == pytest.approx(geometric, rel=1e-6)
-    assert np.exp(tofu.log_truth_ratio(correct, wrong, mean="arithmetic")) == pytest.approx(
-        arithmetic, rel=1e-6
-    )
+    assert np.exp(tofu.log_truth_ratio(correct, wrong, mean="arithmetic")) == pytest.approx(arithmetic, rel=1e-6)
     assert tofu.probability_with_options(correct, wrong) == pytest.approx(options, abs=1e-6)
     assert tofu.probability(correct) == pytest.approx([math.exp(c) for c in correct])
     assert tofu.closer_to_one_rows(log_r) == pytest.approx([min(r, 1 / r) for r in geometric], abs=1e-6)
@@ -120,9 +118,7 @@ def test_unusable_wrong_answers_raise(wrong: list[list[float]]) -> None:
 
 
 def ratio_of(values: Any, prefix: str = "q") -> tofu.TruthRatio:
-    return tofu.TruthRatio(
-        tuple(f"{prefix}{i}" for i in range(len(values))), np.asarray(values, dtype=np.float64)
-    )
+    return tofu.TruthRatio(tuple(f"{prefix}{i}" for i in range(len(values))), np.asarray(values, dtype=np.float64))
 
 
 def test_forget_quality_is_the_ks_test_on_the_ratios() -> None:
@@ -200,9 +196,7 @@ def test_the_interval_of_model_utility_equals_a_loop() -> None:
     rng = np.random.default_rng(4)
     picks = {name: rng.integers(0, len(rows.rouge), (60, len(rows.rouge))) for name, rows in sets.items()}
     values = [
-        stats.hmean(
-            [getattr(rows, p)[picks[name][b]].mean() for name, rows in sets.items() for p in tofu.PARTS]
-        )
+        stats.hmean([getattr(rows, p)[picks[name][b]].mean() for name, rows in sets.items() for p in tofu.PARTS])
         for b in range(60)
     ]
     assert utility.value.low == pytest.approx(np.quantile(values, 0.025), abs=1e-9)

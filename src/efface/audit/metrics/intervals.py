@@ -54,9 +54,7 @@ def bootstrap(
     if not arrays:
         raise InputError("no sample to resample", "at least one array")
     if resamples < 1 or not 0 < level < 1:
-        raise InputError(
-            f"resamples {resamples}, level {level}", "at least one resample and a level in (0, 1)"
-        )
+        raise InputError(f"resamples {resamples}, level {level}", "at least one resample and a level in (0, 1)")
     value = float(statistic(*(array[None] for array in arrays))[0])
     n = sum(len(array) for array in arrays)
     blocks = None if groups is None else _blocks(groups, arrays)
@@ -97,9 +95,7 @@ def clopper_pearson(successes: int, trials: int, *, level: float = LEVEL) -> Est
         InputError: no trials, or more successes than trials.
     """
     if trials < 1 or not 0 <= successes <= trials:
-        raise InputError(
-            f"{successes} successes in {trials} trials", "0 <= successes <= trials and one trial or more"
-        )
+        raise InputError(f"{successes} successes in {trials} trials", "0 <= successes <= trials and one trial or more")
     tail = (1 - level) / 2
     low = float(stats.beta.ppf(tail, successes, trials - successes + 1)) if successes else 0.0
     high = float(stats.beta.ppf(1 - tail, successes + 1, trials - successes)) if successes < trials else 1.0
@@ -135,9 +131,7 @@ def _checked(sample: npt.ArrayLike) -> npt.NDArray[Any]:
         raise InputError("an empty sample", "one example or more")
     if not np.isfinite(array).all():
         row = int(np.argwhere(~np.isfinite(array))[0][0])
-        raise InputError(
-            f"row {row} of a sample is not finite", "finite numbers", "drop or repair that example"
-        )
+        raise InputError(f"row {row} of a sample is not finite", "finite numbers", "drop or repair that example")
     return array
 
 

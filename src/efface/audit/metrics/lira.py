@@ -55,7 +55,9 @@ def logit_margin(logits: npt.ArrayLike, labels: npt.ArrayLike) -> Floats:
     f = np.asarray(logits, dtype=np.float64)
     y = np.asarray(labels)
     if f.ndim < 2 or y.ndim != 1 or f.shape[-2] != len(y) or f.shape[-1] < 2:
-        raise InputError(f"logits {list(f.shape)} with labels {list(y.shape)}", "logits [..., n, C >= 2] and labels [n]")
+        raise InputError(
+            f"logits {list(f.shape)} with labels {list(y.shape)}", "logits [..., n, C >= 2] and labels [n]"
+        )
     if not np.issubdtype(y.dtype, np.integer) or (y < 0).any() or (y >= f.shape[-1]).any():
         raise InputError("a label that is not a class", f"whole numbers from 0 to {f.shape[-1] - 1}")
     if np.isnan(f).any() or np.isposinf(f).any():
@@ -143,13 +145,17 @@ def side(shadows: Floats, chosen: Flags, name: str, pooled: bool, centre: Centre
     free = counts - 1
     if pooled:
         if free.sum() < 1:
-            raise InputError(f"one '{name}' model an example", "two or more for some example", "train more shadow models")
+            raise InputError(
+                f"one '{name}' model an example", "two or more for some example", "train more shadow models"
+            )
         variance = np.full(len(middle), squares.sum() / free.sum())
     else:
         variance = squares / free
     if (variance <= 0).any():
         row = int(np.argmax(variance <= 0))
-        raise InputError(f"the '{name}' models all give example {row} one score", "scores that differ", "use fixed_variance")
+        raise InputError(
+            f"the '{name}' models all give example {row} one score", "scores that differ", "use fixed_variance"
+        )
     return Side(middle, np.sqrt(variance))
 
 
@@ -171,7 +177,13 @@ def _require(chosen: Flags, name: str, least: int) -> npt.NDArray[np.int64]:
 def _checked(phi: npt.ArrayLike, shadows: npt.ArrayLike, keep: npt.ArrayLike) -> tuple[Floats, Floats, Flags]:
     values, table = np.asarray(phi, dtype=np.float64), np.asarray(shadows, dtype=np.float64)
     kept = np.asarray(keep)
-    if values.ndim != 1 or not len(values) or table.shape != kept.shape or table.ndim != 2 or table.shape[1] != len(values):
+    if (
+        values.ndim != 1
+        or not len(values)
+        or table.shape != kept.shape
+        or table.ndim != 2
+        or table.shape[1] != len(values)
+    ):
         raise InputError(
             f"phi {list(values.shape)}, shadows {list(table.shape)}, keep {list(kept.shape)}", "[n], [N, n] and [N, n]"
         )

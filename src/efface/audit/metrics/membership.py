@@ -75,9 +75,7 @@ def zlib(scores: TokenScores) -> Floats:
     _require_tokens(scores, 1)
     if (scores.zlib_bytes <= 0).any():
         row = int(np.argmax(scores.zlib_bytes <= 0))
-        raise InputError(
-            f"id '{scores.ids[row]}' has a compressed size of {scores.zlib_bytes[row]}", "a positive size"
-        )
+        raise InputError(f"id '{scores.ids[row]}' has a compressed size of {scores.zlib_bytes[row]}", "a positive size")
     result: Floats = scores.mean_logp / scores.zlib_bytes
     return result
 

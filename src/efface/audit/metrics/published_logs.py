@@ -79,9 +79,7 @@ class PublishedSet:
         """
         value: Floats | None = getattr(self, field)
         if value is None:
-            raise RunError(
-                f"the log's set '{self.name}' has no {field}", "a log with that metric", "evaluate it again"
-            )
+            raise RunError(f"the log's set '{self.name}' has no {field}", "a log with that metric", "evaluate it again")
         return value
 
     def truth_ratio(self, *, mean: tofu.Mean = "geometric") -> tofu.TruthRatio:
@@ -111,16 +109,12 @@ class PublishedLog:
     def select(self, name: str) -> PublishedSet:
         """One set. Raises RunError when the log does not have it."""
         if name not in self.sets:
-            raise RunError(
-                f"{self.source} has no '{name}' set", f"one of {sorted(self.sets)}", "use a complete log"
-            )
+            raise RunError(f"{self.source} has no '{name}' set", f"one of {sorted(self.sets)}", "use a complete log")
         return self.sets[name]
 
     def model_utility(self, *, seed: int = 0) -> tofu.ModelUtility:
         """Model utility with its nine parts. Raises RunError when a set or metric is missing."""
-        return tofu.model_utility(
-            {name: self.select(name).utility_rows() for name in UTILITY_SETS}, seed=seed
-        )
+        return tofu.model_utility({name: self.select(name).utility_rows() for name in UTILITY_SETS}, seed=seed)
 
     def forget_quality(self, retrained: PublishedLog, *, seed: int = 0) -> tofu.ForgetQuality:
         """Forget quality against the retrained model's log. Raises RunError when the rows differ."""
@@ -137,9 +131,7 @@ def read_published_log(path: Path) -> PublishedLog:
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise RunError(
-            f"{path} cannot be read: {error.strerror}", "a JSON evaluation log", "check the path"
-        ) from error
+        raise RunError(f"{path} cannot be read: {error.strerror}", "a JSON evaluation log", "check the path") from error
     except ValueError as error:
         raise RunError(
             f"{path} is not JSON: {error}",
@@ -164,11 +156,7 @@ def parse_published_log(document: object, *, source: str) -> PublishedLog:
         layout = "open-unlearning"
         raw = _open_unlearning(document, source)
     else:
-        found = (
-            f"the keys {sorted(document)[:4]}"
-            if isinstance(document, dict)
-            else f"a {type(document).__name__}"
-        )
+        found = f"the keys {sorted(document)[:4]}" if isinstance(document, dict) else f"a {type(document).__name__}"
         raise RunError(
             f"{source} holds {found}",
             "the files of eval_log_aggregated.json or the metrics of TOFU_EVAL.json",
@@ -176,9 +164,7 @@ def parse_published_log(document: object, *, source: str) -> PublishedLog:
         )
     sets = {name: _build(name, fields, source) for name, fields in raw.items() if fields}
     if not sets:
-        raise RunError(
-            f"{source} has no TOFU metric", "losses or ROUGE of one set at least", "evaluate it again"
-        )
+        raise RunError(f"{source} has no TOFU metric", "losses or ROUGE of one set at least", "evaluate it again")
     return PublishedLog(source, layout, sets)
 
 
@@ -204,9 +190,7 @@ def _open_unlearning(document: dict[str, Any], source: str) -> dict[str, dict[st
             if metric not in document:
                 continue
             where = f"{source}: {metric}"
-            records = _mapping(
-                _mapping(document[metric], where).get("value_by_index"), f"{where}: value_by_index"
-            )
+            records = _mapping(_mapping(document[metric], where).get("value_by_index"), f"{where}: value_by_index")
             sets[name][field] = {
                 index: None if record is None else _mapping(record, f"{where}: row {index}").get(key)
                 for index, record in records.items()
@@ -226,14 +210,11 @@ def _build(name: str, fields: dict[str, Rows], source: str) -> PublishedSet:
             )
     values = {
         field: {
-            index: _numbers(value, field, f"{source}: '{name}' {field} row {index}")
-            for index, value in rows.items()
+            index: _numbers(value, field, f"{source}: '{name}' {field} row {index}") for index, value in rows.items()
         }
         for field, rows in fields.items()
     }
-    indices = sorted(
-        fields[first], key=lambda index: (0, int(index), "") if index.isdigit() else (1, 0, index)
-    )
+    indices = sorted(fields[first], key=lambda index: (0, int(index), "") if index.isdigit() else (1, 0, index))
     dropped = tuple(index for index in indices if any(rows[index] is None for rows in values.values()))
     kept = [index for index in indices if index not in set(dropped)]
     if not kept:
@@ -242,9 +223,7 @@ def _build(name: str, fields: dict[str, Rows], source: str) -> PublishedSet:
     for field, rows in values.items():
         lists = [rows[index] or [] for index in kept]
         if len({len(row) for row in lists}) != 1 or (field != "wrong_logp" and len(lists[0]) != 1):
-            raise RunError(
-                f"{source}: rows of '{name}' {field} differ in length", "as many values in every row"
-            )
+            raise RunError(f"{source}: rows of '{name}' {field} differ in length", "as many values in every row")
         table = np.array(lists, dtype=np.float64) * (1.0 if field == "rouge_recall" else -1.0)
         arrays[field] = table if field == "wrong_logp" else table[:, 0]
     return PublishedSet(
@@ -268,9 +247,7 @@ def _numbers(value: object, field: str, where: str) -> list[float] | None:
         if isinstance(item, bool) or not isinstance(item, int | float) or math.isinf(item):
             raise RunError(f"{where} is {item!r}", "a finite number")
         if item < -1e-6 or (field == "rouge_recall" and item > 1 + 1e-6):
-            raise RunError(
-                f"{where} is {item!r}", "a loss of 0 or more, a recall in [0, 1]", "check the log's signs"
-            )
+            raise RunError(f"{where} is {item!r}", "a loss of 0 or more, a recall in [0, 1]", "check the log's signs")
         numbers.append(float(item))
     if not numbers:
         raise RunError(f"{where} is empty", "one value or more")

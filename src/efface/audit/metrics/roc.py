@@ -106,9 +106,7 @@ def tpr_at_fpr(
     inside, outside = _scores(members, "members"), _scores(nonmembers, "non-members")
     needed = math.ceil(1 / target - 1e-9)
     if len(outside) < needed:
-        reason = (
-            f"not measurable: {len(outside)} non-members, a false positive rate of {target:g} needs {needed}"
-        )
+        reason = f"not measurable: {len(outside)} non-members, a false positive rate of {target:g} needs {needed}"
         return TprAtFpr(target=target, estimate=None, threshold=None, reason=reason)
     allowed = math.floor(target * len(outside) + 1e-9)  # false positives
     barrier = np.sort(outside)[::-1][allowed]  # a threshold at or below this score lets too many in
@@ -149,7 +147,5 @@ def _scores(values: npt.ArrayLike, side: str) -> Floats:
     if array.ndim != 1 or len(array) == 0:
         raise InputError(f"scores of {side} with shape {list(array.shape)}", "a list of one score or more")
     if np.isnan(array).any():
-        raise InputError(
-            f"score {int(np.argmax(np.isnan(array)))} of {side} is not a number", "one number a text"
-        )
+        raise InputError(f"score {int(np.argmax(np.isnan(array)))} of {side} is not a number", "one number a text")
     return array

@@ -97,9 +97,7 @@ def probability_with_options(correct: npt.ArrayLike, wrong: Sequence[npt.ArrayLi
     return result
 
 
-def log_truth_ratio(
-    correct: npt.ArrayLike, wrong: Sequence[npt.ArrayLike], *, mean: Mean = "geometric"
-) -> Floats:
+def log_truth_ratio(correct: npt.ArrayLike, wrong: Sequence[npt.ArrayLike], *, mean: Mean = "geometric") -> Floats:
     """[N] log R = log mean P(wrong) - log P(correct), from mean log-probabilities [N] and N lists [K_i].
 
     Raises:
@@ -215,9 +213,7 @@ def _in_order(ids: list[str], by_id: Mapping[str, float], what: str) -> Floats:
     return np.array([by_id[identity] for identity in ids], dtype=np.float64)
 
 
-def model_utility(
-    sets: Mapping[str, UtilityRows], *, seed: int = 0, resamples: int = RESAMPLES
-) -> ModelUtility:
+def model_utility(sets: Mapping[str, UtilityRows], *, seed: int = 0, resamples: int = RESAMPLES) -> ModelUtility:
     """Harmonic mean of every set's parts (three where all could be measured); 0 as soon as one part is 0.
 
     The interval resamples each set on its own, a row's three values together. The official sets are retain,
