@@ -35,7 +35,9 @@ def test_forget_audit_report_certify_verify(finished: Path, capsys: pytest.Captu
     assert (finished / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
-@pytest.mark.parametrize("name", ["edit/delta.safetensors", "tables/unlearned/forget.arrow", "findings.json", "run.json", "report.html"])
+@pytest.mark.parametrize(
+    "name", ["edit/delta.safetensors", "tables/unlearned/forget.arrow", "findings.json", "run.json", "report.html"]
+)
 def test_a_flipped_bit_is_named(finished: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["report", str(finished)]) == 0
     assert run(["verify", str(finished)]) == 0
@@ -55,7 +57,11 @@ def test_the_same_forget_again_changes_nothing(finished: Path, tiny_folder: Path
 
 
 def test_a_model_can_be_audited_without_a_run(
-    tmp_path: Path, tiny_folder: Path, retrained_folder: Path, files: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    tiny_folder: Path,
+    retrained_folder: Path,
+    files: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     given = ["--forget", str(files["forget"]), "--retain", str(files["retain"])]
     arguments = [str(retrained_folder), *given, "--original", str(tiny_folder), "--out", str(tmp_path / "audit")]
@@ -72,7 +78,16 @@ def test_systems_lists_every_card(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["systems", "--json"]) == 0
     names = {row["name"] for row in json.loads(capsys.readouterr().out)}
     assert names == set(entries())
-    assert {"npo", "simnpo", "dpo-idk", "gradient-ascent", "gradient-difference", "retrain", "finetune", "task-vector"} <= names
+    assert {
+        "npo",
+        "simnpo",
+        "dpo-idk",
+        "gradient-ascent",
+        "gradient-difference",
+        "retrain",
+        "finetune",
+        "task-vector",
+    } <= names
 
 
 @pytest.mark.parametrize("name", ["npo", "tofu", "causal-lm"])
@@ -84,7 +99,9 @@ def test_one_card_with_its_parameters(name: str, capsys: pytest.CaptureFixture[s
         assert "beta=0.1" in text
 
 
-def test_config_file_options_and_words(tmp_path: Path, tiny_folder: Path, files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_file_options_and_words(
+    tmp_path: Path, tiny_folder: Path, files: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(
         f"method: npo\nmodel: {tiny_folder}\nforget: {files['forget']}\nretain: {files['retain']}\nbeta: 2\nepochs: 7\n",
@@ -98,7 +115,9 @@ def test_config_file_options_and_words(tmp_path: Path, tiny_folder: Path, files:
     assert not out.exists()
 
 
-def test_purge_lists_and_removes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_purge_lists_and_removes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("EFFACE_CACHE", str(tmp_path))
     (tmp_path / "reference").mkdir()
     (tmp_path / "reference" / "x.safetensors").write_bytes(b"123")

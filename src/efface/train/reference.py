@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from efface.run.digests import digest_value
@@ -39,12 +40,24 @@ def _key(subject: CausalLM, rows: Sequence[Encoded], kind: str) -> Path:
     return cache_folder() / "reference" / f"{name}.safetensors"
 
 
+def _stored(path: Path) -> dict[str, torch.Tensor] | None:
+    """A cache entry; a damaged one counts as absent and is made anew."""
+    if not path.exists():
+        return None
+    try:
+        found: dict[str, torch.Tensor] = load_file(path)
+    except SafetensorError:
+        path.unlink(missing_ok=True)
+        return None
+    return found
+
+
 def reference_logp(subject: CausalLM, rows: Sequence[Encoded], *, batch_size: int = 16) -> torch.Tensor:
     """[N] float32: log p_ref(answer | question), the sum over answer tokens."""
     path = _key(subject, rows, "logp")
-    if path.exists():
-        stored: torch.Tensor = load_file(path)["logp"]
-        return stored
+    stored = _stored(path)
+    if stored is not None:
+        return stored["logp"]
     found = torch.zeros(len(rows))
     with subject.evaluating() as model, track("reference log-probabilities", len(rows)) as advance:
         for part in batches(rows, batch_size):
@@ -67,7 +80,8 @@ def reference_top_k(
     """
     path = _key(subject, rows, f"top{k}")
     lengths = [row.n_targets for row in rows]
-    if not path.exists():
+    stored = _stored(path)
+    if stored is None:
         ids: list[torch.Tensor] = [torch.empty(0)] * len(rows)
         logp: list[torch.Tensor] = [torch.empty(0)] * len(rows)
         with subject.evaluating() as model, track(f"reference top-{k}", len(rows)) as advance:
@@ -80,7 +94,7 @@ def reference_top_k(
                 advance(len(part))
         joined = {"ids": torch.cat(ids), "logp": torch.cat(logp)}
         write_with(path, lambda partial: save_file(joined, partial))
-    stored = load_file(path)
+        stored = joined
     return list(stored["ids"].long().split(lengths)), list(stored["logp"].split(lengths))
 
 
