@@ -95,7 +95,7 @@ def reference_top_k(
         joined = {"ids": torch.cat(ids), "logp": torch.cat(logp)}
         write_with(path, lambda partial: save_file(joined, partial))
         stored = joined
-    return list(stored["ids"].long().split(lengths)), list(stored["logp"].split(lengths))
+    return list(torch.split(stored["ids"].long(), lengths)), list(torch.split(stored["logp"], lengths))
 
 
 def mean_probability(subject: CausalLM, rows: Sequence[Encoded], *, batch_size: int = 32) -> float:
