@@ -34,6 +34,7 @@ def demo(
     from efface.subjects.causal_lm import load_causal_lm
 
     begun = time.perf_counter()
+    v.one_thread()
     v.show_progress(json_output)
     v.tell(
         "1/4  learn: a small model of fictitious persons, and the same without those to be forgotten",

@@ -33,6 +33,7 @@ def prove(
         )
     chosen = [p for p in proofs().values() if p.quick or not quick] if everything else [find_proof(str(name))]
     v.show_progress(json_output)
+    v.one_thread()
     known = _recorded(recorded)
     held = True
     for proof in chosen:

@@ -137,6 +137,16 @@ def show_progress(json_output: bool) -> None:
     SHOW.set(not json_output)
 
 
+def one_thread() -> None:
+    """Let torch use one thread: the lab's models are so small that several only wait for each other.
+
+    It also makes the same seed give the same bits on machines with other numbers of cores.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+
+
 def tell(text: str, *, json_output: bool = False) -> None:
     """A line for a person; on stderr where stdout is for a machine."""
     (sys.stderr if json_output else sys.stdout).write(text + "\n")
