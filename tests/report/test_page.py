@@ -254,7 +254,6 @@ def test_text_colours_have_enough_contrast_in_light_and_dark(one: str) -> None:
                 assert _contrast(colours[name], colours[ground]) >= 4.5, (name, ground)
 
 
-@pytest.mark.slow
 def test_a_browser_runs_nothing_and_asks_for_nothing(tmp_path: Path) -> None:
     if not Path(CHROMIUM).exists():
         pytest.skip(f"{CHROMIUM} is missing: apt-get install -y chromium")

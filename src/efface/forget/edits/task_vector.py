@@ -6,7 +6,7 @@ Paper: Ilharco et al., Editing models with task arithmetic, arXiv 2212.04089 (IC
 
 alpha is the largest of a grid whose control score (mean probability of retain answers) stays at 95 % of the start's.
 Departures: every floating tensor is found by name or the method stops (the public codes load non-strictly); tied
-tensors are moved once; alpha is chosen on the first half of the retain rows, so that the other half can judge it.
+tensors are moved once; alpha is chosen on rows of the first half of the retain set, so that the other half can judge it.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class TaskVectorConfig(FitConfig):
     control_share: float = Field(
         0.95, gt=0, le=1, description="the control score must stay at this share (paper: 95 %)"
     )
+    control_rows: int = Field(256, ge=1, description="most rows of the control score, evenly spaced")
     keep_share: float = Field(
         1.0, gt=0, le=1, description="keep only this share of tau, the largest entries of each tensor"
     )
@@ -95,6 +96,12 @@ def keep_largest(tau: Tensor, share: float) -> Tensor:
     kept = torch.zeros_like(tau).flatten()
     kept[order] = tau.flatten()[order]
     return kept.view_as(tau)
+
+
+def control_rows(rows: Sequence[Encoded], limit: int) -> Sequence[Encoded]:
+    """At most `limit` rows, evenly spaced, of the first half; the other half is left to judge the choice."""
+    half = rows[: max(1, len(rows) // 2)]
+    return half[:: -(-len(half) // limit)]
 
 
 class TaskVector(Method):
@@ -129,7 +136,7 @@ class TaskVector(Method):
                     other = self._vector(subject, keep[: len(rows)], config, snapshot, work / "retain", "retain")
                     tau = {name: value - other[name] for name, value in tau.items()}
                 tau = {name: keep_largest(value, config.keep_share) for name, value in tau.items()}
-                alpha, steps = self._alpha(subject, tau, keep[: max(1, len(keep) // 2)], config, snapshot)
+                alpha, steps = self._alpha(subject, tau, control_rows(keep, config.control_rows), config, snapshot)
                 _walk(snapshot, tau, alpha)
                 edit = WeightEdit.harvest(
                     subject, snapshot, out, base_digest=base, method=CARD.name, claim=str(CARD.claims),
