@@ -18,9 +18,7 @@ QUICK = {"learning_rate": 5e-3, "epochs": 3, "batch_size": 4}
 
 def fit(subject: Any, request: Any, folder: Path, **more: Any) -> Any:
     """One short fit."""
-    return METHOD.fit(
-        subject, request, METHOD.configure({**QUICK, **more}), work=folder / "work", out=folder / "edit"
-    )
+    return METHOD.fit(subject, request, METHOD.configure({**QUICK, **more}), work=folder / "work", out=folder / "edit")
 
 
 def test_the_edit_is_minus_alpha_times_the_vector(tiny: Any, request_: Any, tmp_path: Path) -> None:
@@ -54,7 +52,9 @@ def test_a_vector_of_nothing_and_an_impossible_control_are_refused(tiny: Any, re
     assert tiny.digest == digest
 
 
-@pytest.mark.parametrize("bad", [{"scope": "lora"}, {"grid": (1.0, 0.5)}, {"grid": ()}, {"alpha": 0}, {"keep_share": 0}])
+@pytest.mark.parametrize(
+    "bad", [{"scope": "lora"}, {"grid": (1.0, 0.5)}, {"grid": ()}, {"alpha": 0}, {"keep_share": 0}]
+)
 def test_bad_settings(bad: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         METHOD.configure(bad)
