@@ -4,7 +4,7 @@ The usual way, written out plainly here: one pass of the model for every metric 
 metrics but no score table), logits over the whole sequence, one answer form at a time, a batch in the order of the data; and
 NPO with a live copy of the reference that runs in every step. Both sides give the same numbers; the script checks it.
 
-    python benchmarks/audit_and_npo.py [--rows 96] [--width 256] [--depth 4]
+    python benchmarks/audit_and_npo.py [--rounds 2] [--width 384] [--depth 6] [--new-tokens 32]
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 os.environ["EFFACE_CACHE"] = tempfile.mkdtemp(prefix="efface-bench-")
 
 from efface.audit.evidence import AuditConfig
+from efface.audit.metrics.text import rouge
 from efface.audit.run import opened, run_audit
 from efface.data.persons import persons_request
 from efface.data.request import Request
@@ -72,7 +73,9 @@ def usual_audit(subject: Any, request: Request, new_tokens: int) -> dict[str, fl
         if name != "holdout":
             prompts = subject.encode_prompts(data)
             for start in range(0, len(prompts), 32):
-                subject.generate(prompts[start : start + 32], max_new_tokens=new_tokens)
+                texts = subject.generate(prompts[start : start + 32], max_new_tokens=new_tokens)
+                for text, answer in zip(texts, data["answer"][start : start + 32], strict=True):
+                    rouge(subject.decode(text), answer)
     return figures
 
 
@@ -120,8 +123,8 @@ def main() -> None:
     """Time both sides alternately and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--depth", type=int, default=4)
+    parser.add_argument("--width", type=int, default=384)
+    parser.add_argument("--depth", type=int, default=6)
     parser.add_argument("--new-tokens", type=int, default=32)
     arguments = parser.parse_args()
     request = persons_request(0)
@@ -133,7 +136,7 @@ def main() -> None:
     print(f"{subject}, {torch.get_num_threads()} threads")
     suite = AuditConfig(suite=("tofu", "membership", "memorisation"), max_new_tokens=arguments.new_tokens)
     npo = find_method("npo")
-    fit = npo.configure({"learning_rate": 1e-4, "epochs": 2, "batch_size": 16})
+    fit = npo.configure({"learning_rate": 1e-4, "epochs": 4, "batch_size": 16})
     seconds: dict[str, list[float]] = {"audit, usual": [], "audit, efface": [], "npo, usual": [], "npo, efface": []}
     peaks: dict[str, float] = {}
     for _ in range(arguments.rounds):

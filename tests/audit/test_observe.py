@@ -104,7 +104,11 @@ def test_every_metric_costs_one_pass_of_each_kind(
     config = AuditConfig(suite=("tofu", "membership", "memorisation"), max_new_tokens=6)
     audited = run_audit(request_, {"unlearned": opened(tiny)}, config)
     sets = request_.evaluation_sets()
-    expected = sorted(tuple(form.row.ids) for name, data in sets.items() for form in forms_of(tiny, data, name))
+    expected = sorted(
+        tuple(form.row.ids)
+        for name, data in sets.items()
+        for form in forms_of(tiny, data, name, answers_only=name == "holdout")
+    )
     assert sorted(counter.scored) == expected
     prompts = sorted(
         tuple(ids) for name, data in sets.items() if name != "holdout" for ids in tiny.encode_prompts(data)

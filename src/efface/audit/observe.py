@@ -78,14 +78,15 @@ def token_statistics(logits: Tensor, targets: Tensor) -> TokenStatistics:
     return TokenStatistics(logp.gather(-1, targets.unsqueeze(-1)).squeeze(-1), rank, mean, var)
 
 
-def forms_of(subject: CausalLM, data: Dataset, name: str) -> list[Form]:
+def forms_of(subject: CausalLM, data: Dataset, name: str, *, answers_only: bool = False) -> list[Form]:
     """Every answer form of every row: the answer, its paraphrase, and the perturbed answers."""
     found = []
     for index, row in enumerate(data):
         texts = [("answer", 0, row["answer"])]
-        if row.get("paraphrased_answer") is not None:
+        if not answers_only and row.get("paraphrased_answer") is not None:
             texts.append(("paraphrased_answer", 0, row["paraphrased_answer"]))
-        texts += [("perturbed_answer", i, text) for i, text in enumerate(row.get("perturbed_answer") or [])]
+        wrong = [] if answers_only else row.get("perturbed_answer") or []
+        texts += [("perturbed_answer", i, text) for i, text in enumerate(wrong)]
         for form, variant, text in texts:
             place = f"{name} row {index} ({form})"
             found.append(Form(row["id"], form, variant, text, subject.encode(row["question"], text, place=place)))
@@ -107,9 +108,11 @@ def _batches(forms: Sequence[Form], vocabulary: int) -> Iterator[list[int]]:
         yield batch
 
 
-def score(subject: CausalLM, data: Dataset, *, name: str = "data", cost: Cost | None = None) -> list[dict[str, Any]]:
+def score(
+    subject: CausalLM, data: Dataset, *, name: str = "data", answers_only: bool = False, cost: Cost | None = None
+) -> list[dict[str, Any]]:
     """The scoring pass: one row of the score table for every answer form, in the order of the data."""
-    forms = forms_of(subject, data, name)
+    forms = forms_of(subject, data, name, answers_only=answers_only)
     rows: list[dict[str, Any]] = [{} for _ in forms]
     vocabulary = int(subject.model.get_input_embeddings().weight.shape[0])
     with subject.evaluating() as model, track(f"score {name}", len(forms)) as advance:
@@ -182,7 +185,7 @@ def table_key(
 
 def observe(
     subject: CausalLM, data: Dataset, *, name: str = "data", generations: bool = True, max_new_tokens: int = 200,
-    keep_texts: bool = False, cost: Cost | None = None, cache: Path | None = None,
+    keep_texts: bool = False, answers_only: bool = False, cost: Cost | None = None, cache: Path | None = None,
 ) -> ScoreTable:  # fmt: skip
     """The score table of a model on a data set, from the cache or by one pass of each kind.
 
@@ -193,18 +196,21 @@ def observe(
         generations: also generate greedily.
         max_new_tokens: limit of a generation (open-unlearning: 200).
         keep_texts: store the generated texts; otherwise only their scores against the reference.
+        answers_only: score the answers, not their paraphrases and perturbed forms (all that a holdout set is for).
         cost: record to add items and tokens to; nothing is added where the cache serves.
         cache: folder of tables; default the cache folder.
     """
     generations = generations and all(data["question"])
     key = table_key(subject, data, generations=generations, max_new_tokens=max_new_tokens, keep_texts=keep_texts)
+    if answers_only:
+        key["forms"] = "answer"
     folder = cache or cache_folder() / "tables"
     stem = digest_value(key).removeprefix("sha256:")
     if (folder / f"{stem}.arrow").exists() and (not generations or (folder / f"{stem}.generations.arrow").exists()):
         table = ScoreTable.load(folder, stem)
         if table.key == key:
             return table
-    rows = score(subject, data, name=name, cost=cost)
+    rows = score(subject, data, name=name, answers_only=answers_only, cost=cost)
     made = None
     if generations:
         made = build_generations(

@@ -70,7 +70,7 @@ def _observe_model(
         for name, data in sets.items():
             tables[name] = observe(
                 subject, data, name=f"{name} ({role})", generations=name != "holdout", max_new_tokens=config.max_new_tokens,
-                keep_texts=config.keep_texts, cost=cost,
+                keep_texts=config.keep_texts, answers_only=name == "holdout", cost=cost,
             )  # fmt: skip
     costs.append(cost)
     attacks: dict[str, Any] = {}
