@@ -144,7 +144,7 @@ def interval_plot(
         elif drawable(value):
             x, tip = (scale.end, 7.0) if value > axis[-1] else (scale.start, -7.0)
             shapes.append(path([(x - tip, y - 5), (x, y), (x - tip, y + 5)], f"beyond k-{slug(row.role)}"))
-        printed = interval(row.estimate) if ranges else "< 0.0005" if 0 < value < 5e-4 else number(value)
+        printed = interval(row.estimate) if ranges else "≈ 0" if 0 < abs(value) < 5e-4 else number(value)
         shapes.append(element("text", printed, x=scale.end + 10, y=y + 4, class_="value"))
         between = "" if low is None or high is None else f", 95 % interval {number(low)} to {number(high)}"
         said.append(f"{row.label}: {with_unit(number(value), unit)}{between}")
