@@ -94,7 +94,7 @@ def findings(evidence: Evidence) -> list[Finding]:
         found.append(compare(
             evidence, f"membership/{attack}/tpr_at_1_fpr", f"{title}: TPR at 1 % FPR",
             "Share of the forget set that is recognised when only one unseen text in a hundred is accused wrongly.",
-            "privacy", "retrained", tpr, reason=reason or few,
+            "privacy", "retrained", tpr, reason=few if _scores(evidence, "unlearned", attack) is not None else reason,
         ))  # fmt: skip
     found.append(_priv_leak(evidence))
     return found
