@@ -81,13 +81,18 @@ def _speed(evidence: Evidence) -> Finding:
         return not_measured(name, title, meaning, "robustness", why, "higher")
     value = bootstrap(ratio, *rows, seed=evidence.config.seed, resamples=500)
     bound = Threshold(quantity="value", relation=">=", bound=evidence.config.thresholds.relearning_speed)
-    finding = judge(Finding(
+    finding = Finding(
         metric=name, title=title, meaning=meaning, group="robustness", direction="higher", unlearned=value,
         retrained=Estimate(value=1.0), original=Estimate(value=0.0), threshold=bound, verdict="informative",
-    ))  # fmt: skip
+    )  # fmt: skip
     words = [f"{step:.0f} steps" if np.isfinite(step) else f"more than {limit:.0f} steps" for step in (ours, theirs)]
     note = f"{words[0]} against {words[1]} of the retrained model"
-    return finding.model_copy(update={"reason": f"{finding.reason} ({note})"})
+    if not np.isfinite(theirs) and value.value >= bound.bound:
+        # The retrained model would have needed still more: the ratio is an upper bound and can only speak against.
+        reason = f"not judged: at most {value.value:.3g} ({note}); give the attacker more steps (relearning.max_steps)"
+        return finding.model_copy(update={"reason": reason})
+    judged = judge(finding)
+    return judged.model_copy(update={"reason": f"{judged.reason} ({note})"})
 
 
 def _gain(result: Any) -> np.ndarray:
