@@ -77,24 +77,46 @@ def test_the_new_file_is_whole_when_the_rename_is_the_last_step(
     assert path.read_bytes() == b"old"
 
 
-def test_a_folder_takes_the_place_of_the_old_one_in_one_step(tmp_path: Path) -> None:
+def test_a_folder_appears_in_one_step(tmp_path: Path) -> None:
     path = tmp_path / "folder"
-    for text in ("one", "two"):
-        with whole_folder(path) as partial:
-            write_text(partial / "inner" / f"{text}.txt", text)
-            assert not (path / "inner" / f"{text}.txt").exists()
-    assert [p.relative_to(path).as_posix() for p in path.rglob("*.txt")] == ["inner/two.txt"]
+    path.mkdir()  # an empty one may be there
+    with whole_folder(path) as partial:
+        write_text(partial / "inner" / "one.txt", "one")
+        assert not (path / "inner").exists()
+    assert [p.relative_to(path).as_posix() for p in path.rglob("*.txt")] == ["inner/one.txt"]
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
     assert path.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_is_there_is_never_replaced(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "mine"
+    precious = write_text(path / "thesis.txt" if kind == "folder" else path, "the only copy")
+    with pytest.raises(StorageError, match="choose a new or empty folder"), whole_folder(path):
+        pytest.fail("the work must not even begin")
+    assert precious.read_text(encoding="utf-8") == "the only copy"
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
+def test_what_came_meanwhile_is_not_replaced_either(tmp_path: Path) -> None:
+    path = tmp_path / "mine"
+
+    def race() -> None:
+        with whole_folder(path) as partial:
+            write_text(partial / "a", "ours")
+            write_text(path / "a", "theirs")
+
+    with pytest.raises(StorageError):
+        race()
+    assert (path / "a").read_text(encoding="utf-8") == "theirs"
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 
 
 @pytest.mark.parametrize(
     "error", [Killed(), ValueError("x"), StorageError("x")], ids=lambda error: type(error).__name__
 )
-def test_a_folder_that_is_not_finished_leaves_the_old_one(tmp_path: Path, error: BaseException) -> None:
+def test_a_folder_that_is_not_finished_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "folder"
-    with whole_folder(path) as partial:
-        (partial / "a").write_text("old", encoding="utf-8")
 
     def spoil() -> None:
         with whole_folder(path) as partial:
@@ -103,8 +125,7 @@ def test_a_folder_that_is_not_finished_leaves_the_old_one(tmp_path: Path, error:
 
     with pytest.raises(type(error)):
         spoil()
-    assert (path / "a").read_text(encoding="utf-8") == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_sweep_removes_what_a_kill_left_and_nothing_else(tmp_path: Path) -> None:

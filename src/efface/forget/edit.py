@@ -118,7 +118,7 @@ class Edit(ABC):
         return subject
 
     def save(self, folder: Path) -> None:
-        """Copy the edit; the folder is whole or absent."""
+        """Copy the edit; the folder is whole or absent, and an occupied one is refused (StorageError)."""
         with whole_folder(Path(folder)) as partial:
             shutil.copytree(self.folder, partial, dirs_exist_ok=True)
 

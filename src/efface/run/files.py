@@ -139,13 +139,31 @@ def read_json(path: Path) -> Any:
         raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
 
 
+def refuse_occupied(path: Path) -> None:
+    """Refuse a place that holds anything already: what is there may be the only copy.
+
+    Raises:
+        StorageError: a file, or a folder that is not empty.
+    """
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    if path.exists() or path.is_symlink():
+        kind = "is a folder that is not empty" if path.is_dir() else "is a file"
+        raise StorageError(f"cannot write {path}: it {kind}; choose a new or empty folder")
+
+
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Fill a temporary folder; on success it takes the place of `path` in one rename.
+    """Fill a temporary folder; on success it becomes `path` in one rename.
 
-    An older folder at `path` is replaced. On any error the temporary folder is removed and `path` stays as it was.
+    Nothing is ever replaced: a folder with anything in it is refused before the work begins. On any error the
+    temporary folder is removed and `path` stays as it was.
+
+    Raises:
+        StorageError: `path` is a file or a folder that is not empty, or cannot be written.
     """
     path = Path(path)
+    refuse_occupied(path)
     make_folder(path.parent)
     with storage(path):
         partial = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{path.name}-", dir=path.parent))
@@ -155,13 +173,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
             yield partial
             for file in partial.rglob("*"):
                 flush(file)
-            if path.exists():
-                old = path.parent / f"{PARTIAL}old-{os.getpid()}-{path.name}"
-                os.replace(path, old)
-                os.replace(partial, path)
-                shutil.rmtree(old)
-            else:
-                os.replace(partial, path)
+            os.replace(partial, path)  # over an empty folder at most; the system refuses any other
             flush(path.parent)
     finally:
         if partial.exists():

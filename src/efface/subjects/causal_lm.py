@@ -185,10 +185,19 @@ class CausalLM:
     # -- saving ---------------------------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
-        """Write safetensors, config and tokenizer; the folder is whole or absent."""
-        with whole_folder(Path(folder)) as partial, quiet_transformers():
-            self.model.save_pretrained(partial)
-            self.tokenizer.save_pretrained(partial)
+        """Write safetensors, config and tokenizer; the folder is whole or absent.
+
+        Raises:
+            StorageError: the folder exists and is not empty (nothing is replaced), or cannot be written.
+        """
+        with whole_folder(Path(folder)) as partial:
+            self.save_into(partial)
+
+    def save_into(self, folder: Path) -> None:
+        """Write the same files into a folder that the caller makes whole."""
+        with quiet_transformers():
+            self.model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
 
 
 def _first_line(error: BaseException) -> str:

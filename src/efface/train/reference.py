@@ -98,12 +98,20 @@ def reference_top_k(
     return list(torch.split(stored["ids"].long(), lengths)), list(torch.split(stored["logp"], lengths))
 
 
-def mean_probability(subject: CausalLM, rows: Sequence[Encoded], *, batch_size: int = 32) -> float:
-    """Mean length-normalised probability exp(mean log p) of the answers; TOFU's metric 1, for quick control scores."""
-    total = 0.0
+def answer_probabilities(subject: CausalLM, rows: Sequence[Encoded], *, batch_size: int = 32) -> list[float]:
+    """[N] length-normalised probability exp(mean log p) of every answer; TOFU's metric 1, without a score table."""
+    found = [0.0] * len(rows)
     with subject.evaluating() as model:
         for part in batches(rows, batch_size):
             batch = collate([rows[i] for i in part], subject.pad_id)
             scores = answer_logits(model, {name: v.to(subject.device) for name, v in batch.items()})
-            total += float((scores.logp_sum.double() / scores.mask.sum(-1)).exp().sum())
-    return total / len(rows)
+            values = (scores.logp_sum.double() / scores.mask.sum(-1)).exp()
+            for index, value in zip(part, values.tolist(), strict=True):
+                found[index] = value
+    return found
+
+
+def mean_probability(subject: CausalLM, rows: Sequence[Encoded], *, batch_size: int = 32) -> float:
+    """Mean of `answer_probabilities`; a quick control score."""
+    values = answer_probabilities(subject, rows, batch_size=batch_size)
+    return sum(values) / len(values)

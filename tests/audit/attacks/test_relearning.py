@@ -11,12 +11,13 @@ import torch
 from datasets import Dataset
 
 from efface.audit.attacks import relearning
-from efface.audit.attacks.relearning import RelearningConfig, answer_probabilities, halves, relearn
+from efface.audit.attacks.relearning import RelearningConfig, halves, relearn
 from efface.data.columns import canonical
 from efface.errors import RequestError
 from efface.learn.recipes.causal_lm import CausalLMConfig, new_model
 from efface.run.cost import Cost
 from efface.subjects import CausalLM, PromptFormat
+from efface.train.reference import answer_probabilities
 
 CONFIG = RelearningConfig(learning_rate=1e-2, batch_size=2, max_steps=7, every=3)
 

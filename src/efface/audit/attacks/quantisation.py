@@ -14,14 +14,13 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from efface.audit.attacks.relearning import answer_probabilities
 from efface.data.request import data_digest
 from efface.run.cost import Cost
 from efface.run.digests import digest_value
 from efface.run.files import read_json, write_json
 from efface.subjects.causal_lm import CausalLM
 from efface.subjects.quantise import linear_weights, round_trip
-from efface.train.reference import cache_folder
+from efface.train.reference import answer_probabilities, cache_folder
 from efface.train.snapshot import Snapshot
 
 WIDTHS = (8, 4)

@@ -13,7 +13,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from pydantic import Field
 from transformers import TrainerCallback
@@ -25,12 +24,11 @@ from efface.run.cost import Cost
 from efface.run.digests import digest_value
 from efface.run.files import read_json, write_json
 from efface.run.settings import Settings
-from efface.subjects.answers import answer_logits
 from efface.subjects.causal_lm import CausalLM
-from efface.subjects.prompts import Encoded, collate
+from efface.subjects.prompts import Encoded
 from efface.train.config import TrainConfig
 from efface.train.engine import train
-from efface.train.reference import batches, cache_folder
+from efface.train.reference import answer_probabilities, cache_folder
 from efface.train.snapshot import Snapshot
 from efface.train.supervised import answer_loss, supervised_schedule
 
@@ -57,20 +55,6 @@ class RelearningConfig(Settings):
     max_steps: int = Field(60, ge=1, description="give up after this many steps")
     every: int = Field(5, ge=1, description="look at the forget set every so many steps")
     seed: int = Field(0, ge=0, description="order of the rows")
-
-
-@torch.no_grad()
-def answer_probabilities(subject: CausalLM, rows: list[Encoded], *, batch_size: int = 32) -> list[float]:
-    """[N] length-normalised probability of every answer; the score that the attack watches."""
-    found = [0.0] * len(rows)
-    with subject.evaluating() as model:
-        for part in batches(rows, batch_size):
-            batch = collate([rows[i] for i in part], subject.pad_id)
-            scores = answer_logits(model, {name: v.to(subject.device) for name, v in batch.items()})
-            values = (scores.logp_sum.double() / scores.mask.sum(-1)).exp()
-            for index, value in zip(part, values.tolist(), strict=True):
-                found[index] = value
-    return found
 
 
 class _Look(TrainerCallback):  # type: ignore[misc]

@@ -16,8 +16,8 @@ from pydantic import Field
 
 from efface.catalog import Card
 from efface.run.cost import Cost, measure_cost
-from efface.run.digests import digest_value
-from efface.run.files import make_folder, read_json, write_json
+from efface.run.digests import digest_value, short
+from efface.run.files import make_folder, read_json, refuse_occupied, whole_folder, write_json
 from efface.subjects import CausalLM, PromptFormat
 from efface.train.config import TrainConfig
 from efface.train.engine import isolated_rng, train
@@ -132,6 +132,7 @@ def learn(
 
     Raises:
         RunError: `out` holds a model that was trained with other settings or data.
+        StorageError: `out` holds anything else; nothing is replaced.
     """
     from efface.data.request import data_digest
     from efface.errors import RunError
@@ -148,6 +149,7 @@ def learn(
         if read_json(out / "learn.json")["digest"] != digest:
             raise RunError(f"{out} holds a model of other settings or data", "an empty folder", "choose another --out")
         return load_causal_lm(out, prompt=prompt, dtype="float32" if model is None else "auto")
+    refuse_occupied(out)
     if model is None:
         form = prompt or PromptFormat()
         texts = sorted({
@@ -155,12 +157,13 @@ def learn(
             for part in [*data, *tokenizer_data] for row in part
         })  # sorted: the tokenizer depends on the texts alone, so models that share texts share it  # fmt: skip
         model = new_model(config, texts, prompt)
-    work = make_folder(out.parent) / f"{out.name}.work"
+    work = make_folder(out.parent) / f"{out.name}.work-{short(digest)}"  # checkpoints of these settings and no others
     values, cost = fit(model, joined, config, work=work, label=label)
     model.source = str(out)
-    model.save(out)
     last = values[-1]["nll"] if values else None
-    write_json(out / "learn.json", {"digest": digest, **settings, "final_nll": last, "cost": cost.model_dump()})
+    with whole_folder(out) as partial:
+        model.save_into(partial)
+        write_json(partial / "learn.json", {"digest": digest, **settings, "final_nll": last, "cost": cost.model_dump()})
     return model
 
 
