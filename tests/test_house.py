@@ -12,12 +12,13 @@ BELOW = {
     "errors": set(),
     "verbs": set(),
     "run": {"errors"},
+    "numerics": {"errors", "run"},
     "catalog": {"errors", "run"},
-    "data": {"errors", "run", "catalog"},
-    "subjects": {"errors", "run", "catalog", "data"},
-    "train": {"errors", "run", "catalog", "data", "subjects"},
+    "data": {"errors", "run", "numerics", "catalog"},
+    "subjects": {"errors", "run", "numerics", "catalog", "data"},
+    "train": {"errors", "run", "numerics", "catalog", "data", "subjects"},
 }
-FLOOR = {"errors", "verbs", "run", "catalog", "data", "subjects", "train"}
+FLOOR = {"errors", "verbs", "run", "numerics", "catalog", "data", "subjects", "train"}
 BELOW["learn"] = FLOOR
 BELOW["measure"] = FLOOR
 BELOW["forget"] = FLOOR | {"measure"}
