@@ -19,17 +19,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from efface.data.request import Request
     from efface.forget.edit import Edit
-    from efface.subjects.causal_lm import load_causal_lm as load
+    from efface.subjects.load import load
 
 __version__ = "0.1.0"
-__all__ = ["Edit", "Request", "audit", "forget", "learn", "load"]
+__all__ = ["Edit", "Request", "audit", "forget", "learn", "load", "measure"]
 
 _PLACES = {
     "Edit": ("efface.forget.edit", "Edit"),
     "Request": ("efface.data.request", "Request"),
-    "load": ("efface.subjects.causal_lm", "load_causal_lm"),
+    "load": ("efface.subjects.load", "load"),
 }
-_VERBS = ("learn", "forget", "audit")
+_VERBS = ("learn", "measure", "forget", "audit")
 
 
 def __getattr__(name: str) -> Any:
