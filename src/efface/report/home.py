@@ -6,22 +6,14 @@ after its manifest was written. So every path here is refused when it lies insid
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
 import json
 import os
 import stat
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from efface.errors import RunError, StorageError
 from efface.run.files import storage, write_with
 from efface.run.manifest import MANIFEST
-
-WAIT = 30.0
-"""Seconds to wait for another process that holds a lock."""
 
 
 def home() -> Path:
@@ -58,36 +50,6 @@ def refuse_inside_run(path: Path, what: str) -> Path:
                 "choose another path or set EFFACE_HOME",
             )
     return whole
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of `path` (a file `<name>.lock` beside it); a killed holder gives it up at once.
-
-    Raises:
-        StorageError: the lock cannot be made, or another process holds it for longer than `WAIT` seconds.
-    """
-    lock = path.with_name(path.name + ".lock")
-    with storage(lock):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        limit = time.monotonic() + WAIT
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.EACCES):
-                    raise StorageError(f"cannot lock {lock}: {error.strerror}") from error
-                if time.monotonic() > limit:
-                    raise StorageError(
-                        f"{lock} is held by another efface process; wait for it, then try again"
-                    ) from error
-                time.sleep(0.02)
-        yield
-    finally:
-        os.close(handle)
 
 
 def write_secret(path: Path, data: bytes) -> Path:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from efface.errors import CheckFailed, RunError, StorageError
-from efface.report.home import home, locked, refuse_inside_run
+from efface.report.home import home, refuse_inside_run
 from efface.run.digests import canonical, digest_value
 from efface.run.files import write_bytes
+from efface.run.locks import locked
 
 GENESIS = "sha256:" + "0" * 64
 """What the first entry names as the one before it."""

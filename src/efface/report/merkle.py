@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from efface.errors import RunError
-from efface.report.home import home, locked, read_secret, refuse_inside_run, write_secret
+from efface.report.home import home, read_secret, refuse_inside_run, write_secret
+from efface.run.locks import locked
 
 CANONICALISATION = "efface-row-v1"
 """How a row becomes bytes: JSON, keys sorted, no spaces, UTF-8, no NaN (`efface.run.digests.canonical`)."""

@@ -105,6 +105,7 @@ def write_with(path: Path, writer: Callable[[Path], object]) -> Path:
     try:
         with storage(path):
             writer(partial)
+            os.chmod(partial, 0o644)  # some writers make it their owner's only
             flush(partial)
             os.replace(partial, path)
             flush(path.parent)

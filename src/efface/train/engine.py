@@ -28,10 +28,12 @@ from efface.run.manifest import MANIFEST, check_manifest, write_manifest
 from efface.run.progress import track
 from efface.subjects.quiet import quiet_transformers
 from efface.train.config import TrainConfig
+from efface.train.rows import RowSchedule
 from efface.train.streams import Collator, Schedule
 
-LossFunction = Callable[[Any, dict[str, dict[str, Tensor]]], tuple[Tensor, dict[str, float]]]
-"""(model, batch by stream) -> (scalar loss, numbers to log). Weighted by `token_share` or `row_share`."""
+LossFunction = Callable[[Any, dict[str, Any]], tuple[Tensor, dict[str, float]]]
+"""(model, batch) -> (scalar loss, numbers to log). The loss is this process's share of the optimiser step's mean: for
+batches of streams weighted by `token_share` or `row_share`, for embeddings divided by the rows of all processes."""
 
 
 class Diverged(EffaceError):
@@ -101,6 +103,11 @@ class _Engine(Trainer):  # type: ignore[misc]
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """The Trainer's rule, and no decay on scalars: a learnt temperature is not to be pulled to one."""
+        shapes = {name: parameter.dim() for name, parameter in model.named_parameters()}
+        return [name for name in super().get_decay_parameter_names(model) if shapes.get(name, 1) > 0]
+
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -127,8 +134,9 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def train(
-    model: Any, schedule: Schedule, loss: LossFunction, config: TrainConfig, *, folder: Path, pad_id: int,
-    label: str = "train", callbacks: tuple[Any, ...] = (),
+    model: Any, schedule: Schedule | RowSchedule, loss: LossFunction, config: TrainConfig, *, folder: Path,
+    pad_id: int = 0, collator: Callable[[Any], dict[str, Any]] | None = None, label: str = "train",
+    callbacks: tuple[Any, ...] = (),
 ) -> TrainLog:  # fmt: skip
     """Train `model` in place.
 
@@ -137,6 +145,8 @@ def train(
         schedule: every batch of the run.
         loss: the objective; see `LossFunction`.
         folder: where checkpoints live while the run is under way; emptied by the caller when done.
+        pad_id: fills up batches of token streams.
+        collator: items of the schedule to a batch; default: padded token streams.
         label: name in the progress bar.
 
     Raises:
@@ -153,8 +163,8 @@ def train(
             watch = _Watch(folder, config.checkpoint_seconds, advance)
             watch.seen = done
             engine = _Engine(
-                model=model, args=args, train_dataset=schedule, data_collator=Collator(pad_id), loss=loss, scale=scale,
-                callbacks=[watch, *callbacks],
+                model=model, args=args, train_dataset=schedule, data_collator=collator or Collator(pad_id), loss=loss,
+                scale=scale, callbacks=[watch, *callbacks],
             )  # fmt: skip
             engine.remove_callback(PrinterCallback)
             engine.remove_callback(ProgressCallback)
@@ -174,7 +184,7 @@ def train(
     return TrainLog([step for step, _ in rows], [numbers for _, numbers in rows], resumed_from=done)
 
 
-def _arguments(schedule: Schedule, config: TrainConfig, folder: Path) -> tuple[TrainingArguments, float]:
+def _arguments(schedule: Schedule | RowSchedule, config: TrainConfig, folder: Path) -> tuple[TrainingArguments, float]:
     world = world_size()
     micro = config.micro_batch_size or max(1, schedule.batch_size // world)
     accumulate = schedule.batch_size // (micro * world)
@@ -193,6 +203,17 @@ def _arguments(schedule: Schedule, config: TrainConfig, folder: Path) -> tuple[T
 def world_size() -> int:
     """Number of processes of this run (set by `accelerate launch` or `torchrun`)."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def first_process() -> bool:
+    """Whether this process is the one that writes."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def wait_for_all() -> None:
+    """Until every process has come here; nothing in a single one."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 def _release(engine: Trainer) -> None:

@@ -1,0 +1,47 @@
+"""Row schedules: every row once an epoch, the same order from the same seed, no key twice in a batch."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from efface.errors import ConfigError, InputError
+from efface.train.rows import RowSchedule
+
+
+@given(n=st.integers(2, 40), batch=st.integers(2, 16), epochs=st.sampled_from([0.5, 1, 3]), seed=st.integers(0, 5))
+def test_every_row_comes_before_any_comes_twice(n: int, batch: int, epochs: float, seed: int) -> None:
+    plan = RowSchedule(n, epochs=epochs, batch_size=batch, seed=seed).plan
+    for start in range(0, len(plan) - n + 1, n):
+        assert sorted(plan[start : start + n]) == list(range(n))
+    assert plan == RowSchedule(n, epochs=epochs, batch_size=batch, seed=seed).plan
+    assert len(plan) % min(batch, n) == 0
+
+
+def test_other_seed_other_order() -> None:
+    orders = [tuple(RowSchedule(50, epochs=1, batch_size=10, seed=seed).plan) for seed in range(4)]
+    assert len(set(orders)) == 4
+
+
+@given(seed=st.integers(0, 20), epochs=st.integers(1, 4))
+def test_no_key_twice_in_a_batch_where_the_data_allow_it(seed: int, epochs: int) -> None:
+    keys = [row // 2 for row in range(40)]  # twenty keys, two rows each
+    schedule = RowSchedule(40, epochs=epochs, batch_size=8, seed=seed, keys=keys)
+    batches = [schedule.plan[i : i + 8] for i in range(0, len(schedule), 8)]
+    clashing = [batch for batch in batches if len({keys[row] for row in batch}) < 8]
+    assert len(clashing) <= 1, "only the last rows may be left with nothing else"
+    assert len(schedule.plan) == 40 * epochs
+
+
+def test_keys_that_cannot_be_kept_apart_still_give_full_batches() -> None:
+    schedule = RowSchedule(9, epochs=2, batch_size=3, seed=0, keys=[0] * 9)
+    assert sorted(schedule.plan) == sorted([*range(9), *range(9)])
+
+
+def test_bad_sizes() -> None:
+    with pytest.raises(InputError, match="1 rows to learn from"):
+        RowSchedule(1, epochs=1, batch_size=4, seed=0)
+    with pytest.raises(ConfigError, match="batch_size=5 on 2 processes"):
+        RowSchedule(20, epochs=1, batch_size=5, seed=0, world=2)
+    assert RowSchedule(7, epochs=1, batch_size=100, seed=0, world=2).batch_size == 6
