@@ -16,7 +16,9 @@ def learn(
     settings: list[str] | None = typer.Argument(
         None, help="key=value settings of the recipe, the model and the prompt."
     ),
-    data: list[str] | None = typer.Option(None, help="Training data: file or hub name; repeat to join several."),
+    data: list[str] | None = typer.Option(
+        None, help="Training data: file, folder of pictures or hub name; repeat to join several."
+    ),
     out: Path | None = typer.Option(None, help="Model folder; the same command goes on there after a stop."),
     model: str | None = typer.Option(
         None, help="Hub id or folder to fine-tune; without it a small model is trained from scratch."
@@ -28,8 +30,8 @@ def learn(
 ) -> int:
     """Train a model by a recipe."""
     from efface.catalog import find
-    from efface.data.readers import read_dataset
     from efface.learn.run import learn as run_learn
+    from efface.learn.run import read_sets
     from efface.run.files import read_json
 
     if recipe and "=" in recipe:
@@ -44,9 +46,9 @@ def learn(
     parsed = entry.module.CONFIG.parse(values, owner=name)
     folder = Path(str(v.need(given, "out", "a model folder")))
     sources = v.need(given, "data", "training data")
-    sets = [read_dataset(source) for source in ([sources] if isinstance(sources, str) else sources)]
+    sets = read_sets(entry.module, [sources] if isinstance(sources, str) else sources)
     extra = given.get("tokenizer_data") or []
-    known = [read_dataset(source) for source in ([extra] if isinstance(extra, str) else extra)]
+    known = read_sets(entry.module, [extra] if isinstance(extra, str) else extra)
     v.show_config(
         f"efface learn {name}", {**given, **model_keys, **parsed.model_dump(mode="json")}, json_output=json_output
     )
@@ -56,17 +58,16 @@ def learn(
     v.show_progress(json_output)
     start = None
     if given.get("model"):
-        from efface.subjects.causal_lm import load_causal_lm
+        from efface.subjects.load import load
 
-        start = load_causal_lm(str(given["model"]), prompt=prompt, **model_keys)
+        start = load(str(given["model"]), **({} if prompt is None else {"prompt": prompt}), **model_keys)
     subject = run_learn(name, sets, folder, model=start, prompt=prompt, tokenizer_data=known, **values)
     facts = read_json(folder / "learn.json")
     if json_output:
-        v.emit({"model": str(folder), "digest": subject.digest, "final_nll": facts["final_nll"], "cost": facts["cost"]})
+        last = {name: value for name, value in facts.items() if name.startswith("final_")}
+        v.emit({"model": str(folder), "digest": subject.digest, **last, "cost": facts["cost"]})
         return 0
-    cost = facts["cost"]
-    v.tell(
-        f"{subject} trained in {cost['seconds']:.1f} s, peak {cost['peak_mb']:,.0f} MiB, last loss {facts['final_nll']:.3f}"
-    )
+    cost, last_loss = facts["cost"], facts["final_nll" if "final_nll" in facts else "final_loss"]
+    v.tell(f"{subject} trained in {cost['seconds']:.1f} s, peak {cost['peak_mb']:,.0f} MiB, last loss {last_loss:.3f}")
     v.tell(f"model folder: {folder}")
     return 0

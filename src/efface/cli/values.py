@@ -13,7 +13,8 @@ import yaml
 from efface.errors import ConfigError, nearest
 from efface.run.progress import SHOW
 
-POSITIONAL = {"method": "efface forget METHOD", "recipe": "efface learn RECIPE", "target": "efface audit RUN"}
+POSITIONAL = {"method": "efface forget METHOD", "recipe": "efface learn RECIPE", "measure": "efface measure MEASURE",
+              "target": "efface audit RUN"}  # fmt: skip
 """Keys that are arguments, not options, with the place where they stand."""
 PROMPT, MODEL = "prompt", ("revision", "dtype", "device_map", "adapter", "trust_remote_code")
 
@@ -69,7 +70,8 @@ def read_config(path: Path | None) -> dict[str, Any]:
 def merge(config: Path | None, options: Mapping[str, Any], words: Iterable[str] | None) -> dict[str, Any]:
     """File, then options, then words: the later wins. Options that were not given are left out."""
     values = read_config(config)
-    values.update({key: value for key, value in options.items() if value not in (None, (), [], {}, False)})
+    given = {key: value for key, value in options.items() if value is not False and value not in (None, (), [], {})}
+    values.update(given)
     for key, value in parse_pairs(words).items():
         if isinstance(value, dict) and isinstance(values.get(key), dict):
             values[key] = {**values[key], **value}

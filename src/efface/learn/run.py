@@ -4,42 +4,66 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeAlias
 
 from datasets import Dataset
 
 from efface.catalog import find
+from efface.data.items import read_items
 from efface.data.readers import read_dataset
-from efface.subjects.causal_lm import CausalLM, as_subject
+from efface.errors import ConfigError
+from efface.learn.contrastive import learn as learn_contrastive
+from efface.learn.objective import Recipe
+from efface.subjects.load import load
 from efface.subjects.prompts import PromptFormat
+from efface.subjects.subject import Subject
+
+Source: TypeAlias = "Dataset | str | Path"
 
 
 def learn(
-    recipe: str, data: Dataset | str | Path | Sequence[Dataset | str | Path], out: str | Path, *,
-    model: CausalLM | str | Path | None = None, prompt: PromptFormat | None = None,
-    tokenizer_data: Sequence[Dataset | str | Path] = (), **config: Any,
-) -> CausalLM:  # fmt: skip
+    recipe: str, data: Source | Sequence[Source], out: str | Path, *, model: Subject | str | Path | None = None,
+    prompt: PromptFormat | None = None, tokenizer_data: Sequence[Source] = (), **config: Any,
+) -> Any:  # fmt: skip
     """Train by a recipe.
 
     Args:
-        recipe: a card's name, for example `causal-lm`.
-        data: data sets, files or hub names; several are joined.
+        recipe: a card's name, for example `causal-lm`, `clip` or `nt-xent`.
+        data: data sets, files, folders of pictures or hub names; several are joined.
         out: the model folder; a killed run goes on there, a finished one is loaded.
-        model: what to fine-tune; None trains from scratch.
-        tokenizer_data: further texts that a new tokenizer must know, so that several models can share one.
+        model: what to train further; None trains a small model from scratch.
+        prompt: for `causal-lm`: how questions are asked.
+        tokenizer_data: for `causal-lm`: further texts that a new tokenizer must know, so that models can share one.
         config: the recipe's own keys; unknown ones raise `ConfigError`.
+
+    Returns:
+        the trained subject: a `CausalLM`, an `Encoder` or a `DualEncoder`.
     """
     module = find(recipe, "learn").module
     parsed = module.CONFIG.parse(config, owner=recipe)
-    single = isinstance(data, (str, Path, Dataset))
-    sets = [_read(part) for part in ([data] if single else list(data))]  # type: ignore[arg-type]
-    start = None if model is None else as_subject(model)
-    trained: CausalLM = module.learn(
-        sets, Path(out), parsed, model=start, prompt=prompt, tokenizer_data=[_read(part) for part in tokenizer_data],
+    sets = read_sets(module, [data] if isinstance(data, (str, Path, Dataset)) else list(data))
+    start: Any = load(model) if isinstance(model, (str, Path)) else model
+    known: Recipe | None = getattr(module, "RECIPE", None)
+    if known is not None:
+        if prompt is not None or tokenizer_data:
+            raise ConfigError(f"a prompt or tokenizer data for '{recipe}'", "neither", "they belong to causal-lm")
+        return learn_contrastive(known, sets, Path(out), parsed, model=start, label=recipe)
+    return module.learn(
+        sets,
+        Path(out),
+        parsed,
+        model=start,
+        prompt=prompt,
+        tokenizer_data=read_sets(module, tokenizer_data),
         label=recipe,
-    )  # fmt: skip
-    return trained
+    )
 
 
-def _read(part: Dataset | str | Path) -> Dataset:
-    return part if isinstance(part, Dataset) else read_dataset(part)
+def read_sets(module: ModuleType, sources: Sequence[Source]) -> list[Dataset]:
+    """The sources in the form that the recipe of this module takes."""
+    known: Recipe | None = getattr(module, "RECIPE", None)
+    if known is None:
+        return [part if isinstance(part, Dataset) else read_dataset(part) for part in sources]
+    want = {"pairs": ("image", "text"), "labelled": ("label",), "views": ()}[known.takes]
+    return [read_items(part, want=want) for part in sources]

@@ -15,9 +15,10 @@ from datasets import Dataset, concatenate_datasets
 from pydantic import Field
 
 from efface.catalog import Card
+from efface.learn.folder import learn_into
+from efface.learn.tokenizers import bpe_tokenizer, word_tokenizer
 from efface.run.cost import Cost, measure_cost
-from efface.run.digests import digest_value, short
-from efface.run.files import make_folder, read_json, refuse_occupied, whole_folder, write_json
+from efface.run.files import make_folder
 from efface.subjects import CausalLM, PromptFormat
 from efface.train.config import TrainConfig
 from efface.train.engine import isolated_rng, train
@@ -48,38 +49,6 @@ class CausalLMConfig(TrainConfig):
     depth: int = Field(5, ge=1, description="from scratch: layers")
     heads: int = Field(8, ge=1, description="from scratch: attention heads")
     context: int = Field(512, ge=16, description="from scratch: longest sequence")
-
-
-def word_tokenizer(texts: Sequence[str], limit: int) -> Any:
-    """A fast tokenizer of whole words and punctuation marks; unknown words become [UNK]."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
-
-    raw = Tokenizer(models.WordLevel(unk_token="[UNK]"))
-    raw.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]"), behavior="removed", invert=True)
-    raw.train_from_iterator(texts, trainers.WordLevelTrainer(vocab_size=limit, special_tokens=["[UNK]", "[EOS]"]))
-    return _wrap(raw)
-
-
-def bpe_tokenizer(texts: Sequence[str], limit: int) -> Any:
-    """A fast byte-level BPE tokenizer: no unknown token, spaces kept."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=limit, special_tokens=["[EOS]"], initial_alphabet=alphabet, show_progress=False
-    )
-    raw.train_from_iterator(texts, trainer)
-    return _wrap(raw)
-
-
-def _wrap(raw: Any) -> Any:
-    from transformers import PreTrainedTokenizerFast
-
-    unknown = "[UNK]" if raw.token_to_id("[UNK]") is not None else None
-    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="[EOS]", unk_token=unknown, pad_token="[EOS]")
 
 
 def new_model(config: CausalLMConfig, texts: Sequence[str], prompt: PromptFormat | None = None) -> CausalLM:
@@ -135,7 +104,6 @@ def learn(
         StorageError: `out` holds anything else; nothing is replaced.
     """
     from efface.data.request import data_digest
-    from efface.errors import RunError
     from efface.subjects import load_causal_lm
 
     joined = concatenate_datasets([part.select_columns(["id", "question", "answer"]) for part in data])
@@ -144,27 +112,23 @@ def learn(
         "tokenizer_data": [data_digest(part) for part in tokenizer_data],
         "start": None if model is None else model.digest, "prompt": (prompt or PromptFormat()).model_dump(),
     }  # fmt: skip
-    digest = digest_value(settings)
-    if (out / "learn.json").exists():
-        if read_json(out / "learn.json")["digest"] != digest:
-            raise RunError(f"{out} holds a model of other settings or data", "an empty folder", "choose another --out")
+
+    def load() -> CausalLM:
         return load_causal_lm(out, prompt=prompt, dtype="float32" if model is None else "auto")
-    refuse_occupied(out)
-    if model is None:
-        form = prompt or PromptFormat()
-        texts = sorted({
-            form.prompt.replace("{question}", row["question"]) + form.separator + row["answer"]
-            for part in [*data, *tokenizer_data] for row in part
-        })  # sorted: the tokenizer depends on the texts alone, so models that share texts share it  # fmt: skip
-        model = new_model(config, texts, prompt)
-    work = make_folder(out.parent) / f"{out.name}.work-{short(digest)}"  # checkpoints of these settings and no others
-    values, cost = fit(model, joined, config, work=work, label=label)
-    model.source = str(out)
-    last = values[-1]["nll"] if values else None
-    with whole_folder(out) as partial:
-        model.save_into(partial)
-        write_json(partial / "learn.json", {"digest": digest, **settings, "final_nll": last, "cost": cost.model_dump()})
-    return model
+
+    def fit_into(work: Path) -> tuple[CausalLM, dict[str, Any], Cost]:
+        subject = model
+        if subject is None:
+            form = prompt or PromptFormat()
+            texts = sorted({
+                form.prompt.replace("{question}", row["question"]) + form.separator + row["answer"]
+                for part in [*data, *tokenizer_data] for row in part
+            })  # sorted: the tokenizer depends on the texts alone, so models that share texts share it  # fmt: skip
+            subject = new_model(config, texts, prompt)
+        values, cost = fit(subject, joined, config, work=work, label=label)
+        return subject, {"final_nll": values[-1]["nll"] if values else None}, cost
+
+    return learn_into(out, settings, load=load, fit=fit_into)
 
 
 CONFIG = CausalLMConfig
