@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.main import get_command
 
-from efface.cli import audit, certify, demo, forget, learn, prove, purge, report, systems, verify
+from efface.cli import audit, certify, demo, forget, learn, measure, prove, purge, report, systems, verify
 
 HELP = "Make a model forget, and prove it."
 
@@ -19,6 +19,7 @@ def build() -> Any:
     )
     app.command("demo")(demo.demo)
     app.command("learn")(learn.learn)
+    app.command("measure")(measure.measure)
     app.command("forget")(forget.forget)
     app.command("audit")(audit.audit)
     app.command("report")(report.report)
