@@ -41,9 +41,11 @@ proofs: install
 
 bench: install
 	$(BIN)/python benchmarks/audit_and_npo.py
+	$(BIN)/python benchmarks/contrastive_losses.py
+	$(BIN)/python benchmarks/information_gain.py
 
 docs: install
-	$(BIN)/efface systems --markdown > docs/systems.md
+	$(BIN)/efface systems --pages docs
 
 clean:
 	rm -rf .venv build dist src/*.egg-info

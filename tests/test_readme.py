@@ -70,6 +70,21 @@ def test_the_table_of_systems_is_current() -> None:
     assert (ROOT / "docs" / "systems.md").read_text(encoding="utf-8").strip() == page().strip(), "run 'make docs'"
 
 
+def test_every_system_has_a_current_page_and_a_proof() -> None:
+    from efface.cli.pages import system_page, systems_with_pages
+    from efface.proofs.proof import proofs
+    from efface.run.files import read_json
+
+    recorded = read_json(ROOT / "docs" / "results" / "proofs.json")
+    found = systems_with_pages()
+    assert {path.stem for path in (ROOT / "docs" / "systems").glob("*.md")} == set(found), "run 'make docs'"
+    for system, members in found.items():
+        text = (ROOT / "docs" / "systems" / f"{system}.md").read_text(encoding="utf-8")
+        assert text == system_page(system, members, recorded.get(system)), f"{system}: run 'make docs'"
+        assert system in proofs(), f"{system} has no proof"
+        assert "checks" in recorded[system], f"{system}: run 'efface prove {system} --write docs/results/proofs.json'"
+
+
 @pytest.mark.parametrize("name", ["run.sh"])
 def test_the_examples_are_well_formed(name: str) -> None:
     """Their shell parses, and every YAML key is one that the command takes."""

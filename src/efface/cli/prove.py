@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from efface.cli import values as v
+
+if TYPE_CHECKING:
+    from efface.proofs.proof import ProofResult
 
 
 def prove(
@@ -17,6 +21,7 @@ def prove(
     recorded: Path | None = typer.Option(
         None, help="JSON of outcomes: exit 0 where every outcome is as recorded there."
     ),
+    write: Path | None = typer.Option(None, help="JSON of outcomes to bring up to date with what is found now."),
     json_output: bool = typer.Option(False, "--json", help="Print JSON, one document a proof."),
 ) -> int:
     """Run a proof; exit code 0 where the claim holds, 1 where it does not."""
@@ -39,6 +44,8 @@ def prove(
     for proof in chosen:
         result = proof.run()
         held = held and result.holds == known.get(proof.system, True)
+        if write is not None:
+            _write(write, result)
         if json_output:
             v.emit(result.model_dump(mode="json"))
         else:
@@ -51,6 +58,15 @@ def prove(
                 beside = "" if check.baseline is None else f", baseline {check.baseline:.4g}"
                 v.tell(f"  {word} {check.name}: {check.figure:.4g} ({bound}{beside})")
     return 0 if held else 1
+
+
+def _write(path: Path, result: ProofResult) -> None:
+    """Put one outcome into the record; the others stay."""
+    from efface.run.files import read_json, write_json
+
+    rows = read_json(path) if path.exists() else {}
+    rows[result.system] = result.model_dump(mode="json", exclude={"figure", "baseline", "threshold", "system"})
+    write_json(path, dict(sorted(rows.items())))
 
 
 def _recorded(path: Path | None) -> dict[str, bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -13,10 +14,18 @@ def systems(
     name: str | None = typer.Argument(None, help="A name; without one, the whole catalog."),
     json_output: bool = typer.Option(False, "--json", help="Print one JSON document."),
     markdown: bool = typer.Option(False, help="Print the catalog as the page docs/systems.md."),
+    pages: Path | None = typer.Option(None, help="Write systems.md and one page a system into this docs folder."),
 ) -> int:
     """List the catalog, or show one card."""
     from efface.catalog import entries, find
 
+    if pages is not None:
+        from efface.cli.pages import write_pages
+        from efface.run.files import write_text
+
+        write_text(pages / "systems.md", page() + "\n")
+        v.tell(f"{len(write_pages(pages))} pages below {pages / 'systems'}")
+        return 0
     if markdown:
         v.tell(page())
         return 0
@@ -63,12 +72,20 @@ def parameters_of(module: Any) -> list[dict[str, str]]:
     """Name, type, default and description of every key of a system's configuration."""
     method = getattr(module, "METHOD", None)
     settings = getattr(module, "CONFIG", None) or getattr(method, "config_class", None)
-    if settings is None:
-        return []
+    return [] if settings is None else _rows(settings, "")
+
+
+def _rows(settings: Any, prefix: str) -> list[dict[str, str]]:
+    """The keys of a configuration; those of settings within it as `outer.inner`."""
+    from efface.run.settings import Settings
+
     rows = []
     for name, field in settings.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
+            rows += _rows(field.annotation, f"{prefix}{name}.")
+            continue
         kind = str(field.annotation).replace("typing.", "").removeprefix("<class '").removesuffix("'>")
-        rows.append({"name": name, "type": kind, "default": str(field.get_default(call_default_factory=True)),
+        rows.append({"name": prefix + name, "type": kind, "default": str(field.get_default(call_default_factory=True)),
                      "description": field.description or ""})  # fmt: skip
     return rows
 
@@ -97,7 +114,7 @@ def page() -> str:
             lines += ["| name | what it does | needs | paper |", "|---|---|---|---|"]
         for entry in chosen:
             card = entry.card
-            cells = [f"`{card.name}`", card.summary]
+            cells = [f"[`{card.name}`](systems/{card.system}.md)", card.summary]
             if card.taxonomy is not None:
                 cells += [card.taxonomy.intention, str(card.claims)]
             cells += [", ".join(card.needs), card.paper]
