@@ -164,6 +164,44 @@ def table(title: str, rows: list[dict[str, Any]], columns: dict[str, tuple[str, 
     return "\n".join(lines)
 
 
+def plot(rows: list[dict[str, Any]]) -> str:
+    """Seconds against the sample's size as SVG, both axes logarithmic: the norm is flat, kl grows with N."""
+    points = {
+        name: [(row["n"], row[name]) for row in rows if row[name]] for name in ("norm", "kl")
+    }  # fmt: skip
+    every = [y for line in points.values() for _, y in line]
+    low, high = math.floor(math.log10(min(every))), math.ceil(math.log10(max(every)))
+    left, right = math.log10(rows[0]["n"]), math.log10(rows[-1]["n"])
+
+    def x(n: float) -> float:
+        return 70 + 430 * (math.log10(n) - left) / (right - left)
+
+    def y(seconds: float) -> float:
+        return 270 - 240 * (math.log10(seconds) - low) / (high - low)
+
+    out = [
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 330" font-family="sans-serif" font-size="13">',
+        "<title>Seconds to score, against the size of the sample</title>",
+        '<rect width="640" height="330" fill="#fff"/>',
+    ]
+    for power in range(low, high + 1):
+        out.append(f'<path d="M70 {y(10**power):.1f}H500" stroke="#ddd"/>')
+        out.append(f'<text x="62" y="{y(10**power) + 4:.1f}" text-anchor="end" fill="#555">{10**power:g} s</text>')
+    for row in rows:
+        out.append(f'<text x="{x(row["n"]):.1f}" y="292" text-anchor="middle" fill="#555">{row["n"]:,}</text>')
+    out.append('<text x="285" y="318" text-anchor="middle" fill="#555">rows of the sample, N</text>')
+    words = {"norm": ("cov_norm", "#0a6b5e"), "kl": ("kl", "#a84a00")}
+    for name, line in points.items():
+        label, colour = words[name]
+        path = " L".join(f"{x(n):.1f} {y(value):.1f}" for n, value in line)
+        out.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2.5"/>')
+        out += [f'<circle cx="{x(n):.1f}" cy="{y(value):.1f}" r="4" fill="{colour}"/>' for n, value in line]
+        end = line[-1]
+        shown = f"{label}, {end[1]:.3g} s"
+        out.append(f'<text x="{x(end[0]) + 10:.1f}" y="{y(end[1]) + 5:.1f}" fill="{colour}">{shown}</text>')
+    return "\n".join([*out, "</svg>"]) + "\n"
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -175,6 +213,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=1000)
     parser.add_argument("--kl-limit", type=int, default=1_000_000, help="largest sample for which kl is timed")
     parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--plot", type=Path, default=None, help="SVG of the cost against the size of the sample")
     parser.add_argument("--child", nargs=3, default=None, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -200,6 +239,8 @@ def main() -> None:
         "n": ("N", 0), "queries": ("queries", 0), "norm": ("norm, s", 4), "kl": ("kl, s", 3),
         "statistics_once": ("statistics, once, s", 2),
     }))  # fmt: skip
+    if arguments.plot:
+        arguments.plot.write_text(plot(found["sample"]), encoding="utf-8")
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -14,6 +15,8 @@ from efface.cli import run
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+LATER = {"representation-audit"}
+"""Systems of which a part is here already (a measure of similarity) and the proof comes with the rest."""
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.S)
 
 
@@ -44,6 +47,29 @@ def test_the_commands_do_what_the_readme_says(workplace: Path) -> None:
     for words in found:
         assert run(words) in ((0, 1) if words[0] == "audit" else (0,)), words
     assert (workplace / "run" / "report.html").exists()
+
+
+def test_the_commands_on_pictures_do_what_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    from efface.learn.starts import StartConfig, new_dual_encoder
+
+    texts = [f"a {colour} {thing}" for colour in ("red", "green", "blue", "grey") for thing in ("sky", "car", "dog", "cup")]
+    monkeypatch.chdir(tmp_path)
+    new_dual_encoder(StartConfig(width=16, depth=1, heads=2, context=8), texts, 0).save(Path("my-clip"))
+    Path("captions.txt").write_text("\n".join(texts), encoding="utf-8")
+    Path("pictures").mkdir()
+    for i in range(len(texts)):
+        Image.new("RGB", (32, 32), (10 * i, 255 - 12 * i, (40 * i) % 256)).save(f"pictures/{i:02d}.png")
+    rows = [json.dumps({"file_name": f"{i:02d}.png", "text": text}) for i, text in enumerate(texts)]
+    Path("pictures/metadata.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    block = next(text for kind, text in BLOCKS if not kind and "my-clip" in text)
+    found = [shlex.split(line)[1:] for line in block.splitlines() if line.startswith("efface ")]
+    assert [words[0] for words in found] == ["measure", "measure", "measure", "learn"]
+    for words in found:
+        assert run(words) == 0, words
+    assert Path("gain/gallery.html").exists()
+    assert Path("my-new-clip/model.safetensors").exists()
 
 
 def test_the_python_lines_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,6 +107,9 @@ def test_every_system_has_a_current_page_and_a_proof() -> None:
     for system, members in found.items():
         text = (ROOT / "docs" / "systems" / f"{system}.md").read_text(encoding="utf-8")
         assert text == system_page(system, members, recorded.get(system)), f"{system}: run 'make docs'"
+        if system in LATER:
+            assert system not in proofs(), f"take {system} out of LATER"
+            continue
         assert system in proofs(), f"{system} has no proof"
         assert "checks" in recorded[system], f"{system}: run 'efface prove {system} --write docs/results/proofs.json'"
 

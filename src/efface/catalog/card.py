@@ -11,7 +11,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Verb = Literal["learn", "measure", "forget", "audit"]
+Verb = Literal["learn", "measure", "forget", "audit", "lab"]
+"""`lab` is no verb of the command line: a world that proofs and tests share."""
 Modality = Literal["text", "image", "audio", "tabular", "any"]
 SubjectKind = Literal[
     "causal-lm", "encoder", "dual-encoder", "classifier", "regressor", "multimodal-lm", "text-to-image",

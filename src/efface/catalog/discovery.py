@@ -11,7 +11,7 @@ from types import ModuleType
 from efface.catalog.card import Card, Verb
 from efface.errors import ConfigError, nearest
 
-ROOMS = ("efface.learn", "efface.measure", "efface.forget", "efface.audit")
+ROOMS = ("efface.learn", "efface.measure", "efface.forget", "efface.audit", "efface.lab")
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def systems(
         if json_output:
             v.emit([card.model_dump(mode="json") for card in cards])
             return 0
-        for verb in ("learn", "measure", "forget", "audit"):
+        for verb in ("learn", "measure", "forget", "audit", "lab"):
             chosen = [card for card in cards if card.verb == verb]
             if chosen:
                 v.tell(f"{verb}")
@@ -100,7 +100,7 @@ def page() -> str:
         "Made from the cards by `efface systems --markdown`. `efface systems NAME` shows a card with its parameters, defaults",
         "and their sources. What an audit finds is never written on a card.",
     ]
-    for verb in ("learn", "measure", "forget", "audit"):
+    for verb in ("learn", "measure", "forget", "audit", "lab"):
         chosen = [entry for entry in entries().values() if entry.card.verb == verb]
         if not chosen:
             continue

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from efface.catalog import Card
 from efface.errors import InputError
 from efface.lab.scene_texts import COLOUR_WORDS, LENGTH, NEGATIVES, NUMBERS, hard_negatives, scene_tokenizer
 from efface.lab.scenes import SIDE, SceneSet, as_dataset, scene_set
@@ -22,6 +23,19 @@ from efface.learn.starts import StartConfig, new_dual_encoder
 from efface.run.digests import digest_value
 from efface.subjects.dual_encoder import DualEncoder
 from efface.train.reference import cache_folder
+
+CARD = Card(
+    name="tiny-clip",
+    system="tiny-multimodal-testbed",
+    title="Tiny CLIP of digit scenes",
+    summary="Scenes of coloured handwritten digits with captions, and a CLIP of 196 thousand parameters that learns them here.",
+    paper="a world of this library; the model is CLIP, Radford et al., arXiv 2103.00020 (2021)",
+    verb="lab",
+    mechanism="lab",
+    modalities=("image", "text"),
+    subjects=("dual-encoder",),
+    defaults_source="the specification tiny-multimodal-testbed",
+)
 
 Variant = Literal["clip", "siglip"]
 

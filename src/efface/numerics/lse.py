@@ -3,9 +3,10 @@
 The forward pass keeps a sum (and maximum) for each row only; the backward pass computes each tile again:
 p_ij = exp(s_ij - lse_i), dq_i = scale * sum_j g_i p_ij k_j, dscale = sum_ij g_i p_ij <q_i, k_j>.
 
-Paper: Inf-CL, Cheng et al., arXiv 2410.17243, algorithm 1. Departures from the official code: float64 and masks; the
-gradient of the scale; one product serves rows and columns; of a symmetric matrix only the upper tiles are computed; and
-where |s| is bounded (unit rows), a constant shift replaces the running maximum, and the sums prove that it was enough.
+Paper: Inf-CL, Cheng et al., arXiv 2410.17243. Departures from the official code: plain torch on any device, in place of
+GPU kernels; masks and float64; one product serves rows and columns; of a symmetric matrix only the upper tiles are
+computed; and where |s| is bounded (unit rows), a constant shift replaces the running maximum, and the sums prove that it
+was enough. Passing blocks between processes (the paper's ring) is not done here.
 
 Arithmetic is in float32 (float64 for float64 inputs), inside autocast too; gradients come back in the input's dtype.
 """
