@@ -21,6 +21,7 @@ from PIL import Image as Pictures
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
+from efface.lab.digit_encoder import new_digit_encoder
 from efface.learn.run import learn
 from efface.measure.geometry import GeometryConfig, geometry
 from efface.proofs.proof import Check, Proof
@@ -36,7 +37,6 @@ TRAIN = 1200
 FEW = 50
 TRAINING: dict[str, Any] = {
     "epochs": 40, "batch_size": 128, "learning_rate": 2e-3, "projector": 0,
-    "start": {"width": 64, "depth": 2, "heads": 4, "image_size": 8, "patch": 2},
     "views": {
         "crop_area": (0.6, 1.0), "shift": 0.1, "rotate": 15.0, "jitter": 0.8, "brightness": 0.4, "contrast": 0.4,
         "saturation": 0.0, "hue": 0.0, "grey": 0.0, "blur": 0.0, "noise": 0.1,
@@ -82,12 +82,14 @@ def split(seed: int) -> tuple[Dataset, Dataset]:
 
 def trained(tau: float, seed: int) -> Encoder:
     """The encoder at a temperature and a seed, from the cache where it is there."""
-    key = digest_value(
-        {"proof": "contrastive-loss-behaviour", "tau": tau, "seed": seed, "training": TRAINING, "rows": TRAIN}
-    )
+    start = new_digit_encoder(seed)
+    key = digest_value({
+        "proof": "contrastive-loss-behaviour", "tau": tau, "seed": seed, "training": TRAINING, "rows": TRAIN,
+        "start": start.digest,
+    })  # fmt: skip
     folder = cache_folder() / "lab" / key.removeprefix("sha256:")[:24]
     data = split(seed)[0].remove_columns("label")
-    found: Encoder = learn("nt-xent", data, folder, temperature=tau, seed=seed, **TRAINING)
+    found: Encoder = learn("nt-xent", data, folder, model=start, temperature=tau, seed=seed, **TRAINING)
     return found
 
 
@@ -154,7 +156,8 @@ PROOF = Proof(
     claim="a larger temperature leaves the embeddings less uniform and more tolerant of same-class neighbours",
     checks=checks,
     quick=False,
-    note="Temperatures 0.1 to 2, a range that the specification chose after seeing that 0.05 breaks the trend. The accuracy "
-    "optimum inside the grid is smaller than its spread over seeds and splits, so it is not judged. The first run trains twelve "
-    "small encoders; later ones take them from the cache.",
+    note="Temperatures 0.1 to 2, a range that the specification chose after seeing that 0.05 breaks the trend. The encoder was "
+    "chosen by probe accuracy; a vision transformer of the same width learns less and breaks both trends between 0.1 and 0.3. "
+    "The accuracy optimum inside the grid is smaller than its spread over seeds and splits, so it is not judged. The first run "
+    "trains twelve small encoders; later ones take them from the cache.",
 )
