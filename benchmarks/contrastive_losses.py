@@ -236,6 +236,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=lambda text: [int(part) for part in text.split(",")], default=list(SIZES))
     parser.add_argument("--dim", type=int, default=256)
     parser.add_argument("--scale", type=float, default=20.0, help="one over the temperature")
+    parser.add_argument("--tasks", default="", help="only tasks whose name contains this")
     parser.add_argument("--cases", default="", help="beside ours, only cases whose task and name contain this")
     parser.add_argument("--most-gb", type=float, default=64.0, help="larger cases are extrapolated, not run")
     parser.add_argument("--json", type=Path, help="also write the figures here")
@@ -249,6 +250,8 @@ def main() -> None:
     print("| task | case | B | peak MiB | seconds | memory / ours | time / ours |\n|---|---|---|---|---|---|---|")
     entries: list[dict[str, Any]] = []
     for task, every in CASES.items():
+        if arguments.tasks.lower() not in task.lower():
+            continue
         cases = {
             name: power for name, (_, power) in every.items()
             if name == OURS or arguments.cases.lower() in f"{task} {name}".lower()
