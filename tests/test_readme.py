@@ -54,7 +54,9 @@ def test_the_commands_on_pictures_do_what_the_readme_says(tmp_path: Path, monkey
 
     from efface.learn.starts import StartConfig, new_dual_encoder
 
-    texts = [f"a {colour} {thing}" for colour in ("red", "green", "blue", "grey") for thing in ("sky", "car", "dog", "cup")]
+    texts = [
+        f"a {colour} {thing}" for colour in ("red", "green", "blue", "grey") for thing in ("sky", "car", "dog", "cup")
+    ]
     monkeypatch.chdir(tmp_path)
     new_dual_encoder(StartConfig(width=16, depth=1, heads=2, context=8), texts, 0).save(Path("my-clip"))
     Path("captions.txt").write_text("\n".join(texts), encoding="utf-8")
