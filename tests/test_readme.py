@@ -113,7 +113,7 @@ def test_every_system_has_a_current_page_and_a_proof() -> None:
             assert system not in proofs(), f"take {system} out of LATER"
             continue
         assert system in proofs(), f"{system} has no proof"
-        assert "holds" in recorded[system], f"{system}: run 'efface prove {system} --write docs/results/proofs.json'"
+        assert "checks" in recorded[system], f"{system}: run 'efface prove {system} --write docs/results/proofs.json'"
 
 
 @pytest.mark.parametrize("name", ["run.sh"])

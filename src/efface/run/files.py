@@ -105,7 +105,6 @@ def write_with(path: Path, writer: Callable[[Path], object]) -> Path:
     try:
         with storage(path):
             writer(partial)
-            os.chmod(partial, 0o644)  # some writers make it their owner's only
             flush(partial)
             os.replace(partial, path)
             flush(path.parent)
@@ -173,6 +172,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
             os.chmod(partial, 0o755)  # noqa: S103 - a finished run is for others to read
             yield partial
             for file in partial.rglob("*"):
+                if file.is_file():
+                    os.chmod(file, 0o644)  # some writers make a file their owner's only
                 flush(file)
             os.replace(partial, path)  # over an empty folder at most; the system refuses any other
             flush(path.parent)
