@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from efface.numerics.lse import lse_both, lse_self
+from efface.learn.objectives.clip import clip
+from efface.learn.objectives.nt_xent import nt_xent
 from efface.run.cost import peak_mb
 
 SIZES = (1024, 2048, 4096, 8192, 16384, 32768)
@@ -42,8 +43,7 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def ours_clip(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
     """Symmetric InfoNCE, tiled."""
-    rows, cols = lse_both(a, b, scale)
-    return ((rows + cols) / 2 - scale * (a * b).sum(1)).mean()
+    return clip(a, b, scale)
 
 
 def dense_clip(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ def cached_mnrl_clip(rows: int) -> Loss:
 
 def ours_nt_xent(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
     """NT-Xent over both views, tiled."""
-    return (lse_self(torch.cat([a, b]), scale) - scale * (a * b).sum(1).repeat(2)).mean()
+    return nt_xent(a, b, 1 / float(scale))
 
 
 def dense_nt_xent(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:

@@ -153,6 +153,24 @@ def test_a_killed_run_ends_with_the_same_bits(
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
+def test_classes_of_several_sources_meet_by_name(pairs: Dataset) -> None:
+    from datasets import ClassLabel
+
+    from efface.learn.contrastive import class_names, items_digest, join
+
+    def part(names: list[str], labels: list[int]) -> Dataset:
+        rows = {"id": [f"{names[0]}{i}" for i in range(len(labels))], "text": ["x"] * len(labels), "label": labels}
+        kinds = Features(id=Value("string"), text=Value("string"), label=ClassLabel(names=names))
+        return Dataset.from_dict(rows, features=kinds)
+
+    both = join([part(["a", "b"], [0, 1, 1]), part(["b", "c"], [0, 1])])
+    assert class_names(both) == ["a", "b", "c"]
+    assert both["label"][:] == [0, 1, 1, 1, 2]
+    assert items_digest(part(["a", "b"], [0, 1])) != items_digest(part(["a", "z"], [0, 1]))
+    with pytest.raises(RequestError, match="names in one source"):
+        join([part(["a", "b"], [0, 1]), pairs.select_columns(["id", "text", "label"])])
+
+
 def test_bad_input_says_what_and_what_to_do(pairs: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "model"
     with pytest.raises(RequestError, match="image"):
@@ -166,6 +184,9 @@ def test_bad_input_says_what_and_what_to_do(pairs: Dataset, tmp_path: Path) -> N
     encoder = learn("nt-xent", pairs, tmp_path / "encoder", **SMALL)
     with pytest.raises(ModelError, match="on a encoder; expected a dual-encoder"):
         learn("clip", pairs, out, model=encoder, **SMALL)
+    clip = learn("clip", pairs, tmp_path / "clip", **SMALL)
+    with pytest.raises(ModelError, match="no bias to keep"):
+        learn("siglip", pairs, out, model=clip, **SMALL)
     with pytest.raises(ConfigError, match="patch"):
         learn("clip", pairs, out, **(SMALL | {"start": {"image_size": 16, "patch": 5}}))
     assert not out.exists()

@@ -169,7 +169,46 @@ def test_bad_input(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize(("scale", "expected"), [("14.3", 0), ("4.6052", 2), ("0.3", 2), ("900", 2), ("0", 2)])
+def test_parts_that_are_given_twice_and_rows_of_zeros(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*gain_words(place, tmp_path / "s1"), "--shard", "1/2"]) == 0
+    twice = ["--statistics", str(tmp_path / "s1" / "statistics.safetensors")] * 2
+    assert run([*gain_words(place, tmp_path / "x"), *twice]) == 2
+    assert "each part once" in capsys.readouterr().err
+    rows = np.random.default_rng(0).standard_normal((6, 4))
+    np.save(tmp_path / "b.npy", rows)
+    rows[3] = 0
+    np.save(tmp_path / "a.npy", rows)
+    words = ["measure", "information-gain", "--image-embeddings", str(tmp_path / "a.npy"), "--text-embeddings",
+             str(tmp_path / "b.npy"), "--out", str(tmp_path / "x"), "--shard", "2/2"]  # fmt: skip
+    assert run(words) == 2
+    assert "row 1" in capsys.readouterr().err
+
+
+def test_pairs_meet_by_id_where_they_can(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [json.dumps({"id": f"{i:02d}.png", "text": text}) for i, text in enumerate(TEXTS)]
+    found = []
+    for name, lines in (("same", rows), ("turned", rows[::-1])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+        words = ["measure", "modality-gap", "--model", str(place / "model"), "--images", str(place / "pictures"),
+                 "--texts", str(tmp_path / f"{name}.jsonl"), "--json"]  # fmt: skip
+        assert run(words) == 0
+        found.append(json.loads(capsys.readouterr().out)["reports"]["pairs"])
+    assert found[0]["alignment"]["value"] == pytest.approx(found[1]["alignment"]["value"], rel=1e-6)
+    by_row = efface.measure("modality-gap", model=place / "model", images=place / "pictures", texts=place / "texts.txt")
+    assert any("by row" in text for text in by_row["pairs"].warnings)
+
+
+def test_one_mode_by_its_name(place: Path, tmp_path: Path) -> None:
+    assert run([*gain_words(place, tmp_path / "x"), "modes=kl"]) == 0
+    assert "cov_norm" not in pq.read_table(tmp_path / "x" / "scores.parquet").column_names
+
+
+@pytest.mark.parametrize(
+    ("scale", "expected"),
+    [("14.3", 0), ("4.6052", 2), ("4.6", 2), ("2.66", 2), ("2.3", 2), ("0.3", 2), ("900", 2), ("0", 2)],
+)
 def test_a_scale_that_cannot_be_one(
     scale: str, expected: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

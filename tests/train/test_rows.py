@@ -12,7 +12,10 @@ from efface.train.rows import RowSchedule
 
 @given(n=st.integers(2, 40), batch=st.integers(2, 16), epochs=st.sampled_from([0.5, 1, 3]), seed=st.integers(0, 5))
 def test_every_row_comes_before_any_comes_twice(n: int, batch: int, epochs: float, seed: int) -> None:
-    plan = RowSchedule(n, epochs=epochs, batch_size=batch, seed=seed).plan
+    schedule = RowSchedule(n, epochs=epochs, batch_size=batch, seed=seed)
+    plan, size = schedule.plan, schedule.batch_size
+    for start in range(0, len(plan), size):
+        assert len(set(plan[start : start + size])) == size, "no row twice in a batch, across epochs too"
     for start in range(0, len(plan) - n + 1, n):
         assert sorted(plan[start : start + n]) == list(range(n))
     assert plan == RowSchedule(n, epochs=epochs, batch_size=batch, seed=seed).plan
@@ -32,6 +35,16 @@ def test_no_key_twice_in_a_batch_where_the_data_allow_it(seed: int, epochs: int)
     clashing = [batch for batch in batches if len({keys[row] for row in batch}) < 8]
     assert len(clashing) <= 1, "only the last rows may be left with nothing else"
     assert len(schedule.plan) == 40 * epochs
+
+
+def test_many_repeats_take_linear_time() -> None:
+    import time
+
+    begun = time.perf_counter()
+    schedule = RowSchedule(20_000, epochs=3, batch_size=128, seed=0, keys=[row % 10 for row in range(20_000)])
+    assert time.perf_counter() - begun < 20, "seconds, not hours"
+    rows = sorted(schedule.plan)
+    assert all(rows.count(row) <= 4 for row in rows[::997]), "three epochs and the begun fourth"
 
 
 def test_keys_that_cannot_be_kept_apart_still_give_full_batches() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import ClassLabel, Dataset, Features, concatenate_datasets
 
 from efface.data.items import picture_key, text_key
 from efface.errors import ModelError, RequestError
@@ -39,13 +39,47 @@ def items_digest(data: Dataset) -> str:
     for name in ("label", "weight"):
         if name in data.column_names:
             keys[name] = list(data[name])
+    keys["classes"] = class_names(data) or []
     return digest_value(keys)
 
 
 def join(parts: Sequence[Dataset]) -> Dataset:
     """Several sets as one; the columns that all have."""
+    if len(parts) == 1:
+        return parts[0]
     names = set.intersection(*(set(part.column_names) for part in parts))
-    return concatenate_datasets([part.select_columns(sorted(names)) for part in parts]) if len(parts) > 1 else parts[0]
+    chosen = [part.select_columns(sorted(names)) for part in parts]
+    if "label" in names:
+        chosen = _one_set_of_classes(chosen)
+    return concatenate_datasets(chosen)
+
+
+def class_names(data: Dataset) -> list[str] | None:
+    """Names of the classes; None where labels are bare numbers."""
+    feature = data.features.get("label")
+    return list(feature.names) if isinstance(feature, ClassLabel) else None
+
+
+def _one_set_of_classes(parts: list[Dataset]) -> list[Dataset]:
+    """Labels of one name get one number, whatever number each source gave it.
+
+    Raises:
+        RequestError: names in one source and bare numbers in another.
+    """
+    named = [class_names(part) for part in parts]
+    if all(names is None for names in named):
+        return parts
+    if any(names is None for names in named):
+        raise RequestError(
+            "labels are names in one source and numbers in another", "one kind of label", "name the classes in both"
+        )
+    every = sorted({name for names in named for name in names or ()})
+    found = []
+    for part, names in zip(parts, named, strict=True):
+        values = [every.index((names or [])[label]) for label in part["label"]]
+        column = Dataset.from_dict({"label": values}, features=Features({"label": ClassLabel(names=every)}))
+        found.append(concatenate_datasets([part.remove_columns("label"), column], axis=1))
+    return found
 
 
 def modality_of(data: Dataset, recipe: Recipe) -> str:

@@ -63,7 +63,6 @@ class ContrastiveModel(nn.Module):
     def _temperature(self, subject: Any, config: Any) -> None:
         """A learnt scale is the model's own where it has one; a fixed one is a number."""
         self.own_scale: nn.Parameter | None = None
-        self.own_bias: nn.Parameter | None = None
         self.fixed: float | None = None
         given = getattr(config, "temperature", None)
         if not self.recipe.learns_scale:
@@ -75,8 +74,11 @@ class ContrastiveModel(nn.Module):
                     subject.log_scale.fill_(-math.log(given))
         else:
             self.own_scale = nn.Parameter(torch.tensor(-math.log(given or 0.07)))
-        if self.recipe.has_bias and (not self.pairs or subject.logit_bias is None):
-            self.own_bias = nn.Parameter(torch.tensor(-10.0))
+        if self.recipe.has_bias and subject.logit_bias is None:
+            raise ModelError(
+                f"recipe '{self.recipe.card.name}' on '{subject.source}', which has no bias to keep what is learnt",
+                "a SigLIP model", "give one, or leave --model out to train a small one from scratch",
+            )  # fmt: skip
 
     @property
     def log_scale(self) -> nn.Parameter | None:
@@ -109,7 +111,7 @@ class ContrastiveModel(nn.Module):
         log_scale = self.log_scale
         out["scale"] = log_scale.exp() if log_scale is not None else out["first"].new_tensor(self.fixed)
         if self.recipe.has_bias:
-            out["bias"] = self.own_bias if self.own_bias is not None else self.subject.logit_bias
+            out["bias"] = self.subject.logit_bias
         return out
 
 

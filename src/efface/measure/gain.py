@@ -24,6 +24,12 @@ LOW_SCALE, HIGH_SCALE = 0.5, 500.0
 USUAL_LOGS = {100.0: "CLIP's ceiling", 1 / 0.07: "CLIP's start", 10.0: "SigLIP's start"}
 """Scales that are stored as logarithms so often that their logarithm is not taken for a scale."""
 
+NEAR_LOG = 6e-3
+"""How near: such logarithms are written with one to four decimals."""
+
+LOWEST_USUAL = 7.0
+"""Trained scales below this are rare, and the logarithms of all usual ones lie there: worth a warning."""
+
 ESS_FLOOR = 50.0
 """Fewer effective samples than these, and a value is a statement about the sample (specification, step 9)."""
 
@@ -81,7 +87,7 @@ def check_scale(scale: float) -> float:
             f"{stored}: take the exponential once; {scale:g} looks as if it had been taken twice",
         )  # fmt: skip
     for usual, whose in USUAL_LOGS.items():
-        if abs(scale - math.log(usual)) < 5e-5 * math.log(usual):
+        if abs(scale - math.log(usual)) < NEAR_LOG:
             raise InputError(
                 f"a scale of {scale:g}, the logarithm of {usual:.5g} ({whose})", "the scale itself",
                 f"{stored}: give {usual:.5g}",

@@ -23,11 +23,11 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from efface.catalog import Card
 from efface.errors import InputError
-from efface.measure.gain import check_scale, fixed_log_z
+from efface.measure.gain import LOWEST_USUAL, check_scale, fixed_log_z
 from efface.measure.gain_scores import Floats, Scoring, score
 from efface.measure.gain_summary import GainSummary, Side, summarise
 from efface.measure.sides import EmbeddedSide, SideName, Surveyed, Values, check_sides, own_pairs, survey
@@ -67,6 +67,11 @@ class GainConfig(Settings):
     modes: tuple[Mode, ...] = Field(
         ("kl", "klr", "cov_norm", "cov_norm_zero", "centered_norm"), min_length=1, description="columns to compute"
     )
+    @field_validator("modes", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
     headline: Headline = Field("kl", description="the mode that orders the items and selects data; paper: kl")
     centre: Literal["own_mean", "zero"] = Field(
         "own_mean", description="c of cov_norm and centered_norm; paper: the mean of the query's own side"
@@ -163,6 +168,11 @@ def prepare(
                     f"give {name}, or statistics of both sides from files",
                 )  # fmt: skip
     config, log = _without_sample(config) if statistics is not None else (config, [])
+    if a < LOWEST_USUAL:
+        log = [
+            f"the scale {a:g} is low for a trained model; if it is the logarithm that CLIP and SigLIP store, give "
+            f"{math.exp(a):.4g}", *log,
+        ]  # fmt: skip
     unit_needed = bool({"kl", "klr"} & set(config.modes) or config.fixed_z)
     sides = {
         name: survey(
@@ -282,7 +292,7 @@ def score_prepared(
         tables[str(name)] = _table(side.names(), columns, config.unit)
         found.append(_side(job, columns, side, config))
         share = found[-1].saturated_share
-        if share > SATURATED_SHARE:
+        if share > SATURATED_SHARE and "kl" in columns:
             log.append(
                 f"{name}: {share:.0%} are saturated (k2/2 above half of log N = {found[-1].log_n:.2f}, or fewer than 50 "
                 "effective samples): their kl is bounded by the sample, not by the item; take a larger sample, or read klr"

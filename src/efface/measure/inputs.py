@@ -92,6 +92,11 @@ def load_inputs(given: Given, work: Path) -> Loaded:
         raise ConfigError("neither images nor texts", "--images, --texts, or embeddings of them", "give at least one")
     model = given.model
     subject = load(model) if isinstance(model, (str, Path)) else model
+    for name in wanted:  # said before anything is embedded
+        if given.file(name) is None:
+            if subject is None:
+                raise ConfigError(f"{name} without a model", "--model, or embeddings", "say what embeds them")
+            tower_for(subject, name)
     sides: dict[SideName, EmbeddedSide] = {}
     data: dict[SideName, Dataset] = {}
     for name in wanted:
@@ -107,8 +112,7 @@ def load_inputs(given: Given, work: Path) -> Loaded:
                 )  # fmt: skip
             side = EmbeddedSide(values, source=str(file))
         else:
-            if subject is None:
-                raise ConfigError(f"{name} without a model", "--model, or embeddings", "say what embeds them")
+            assert subject is not None
             found = embed_in_parts(
                 tower_for(subject, name), data[name], COLUMN[name], work / name, model=subject.digest,
                 batch_size=given.batch_size,

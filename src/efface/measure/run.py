@@ -19,7 +19,7 @@ from efface.measure.gain_folder import STATISTICS, load_gain, measure_into
 from efface.measure.geometry import GeometryConfig, geometry
 from efface.measure.inputs import Given, Loaded, load_inputs
 from efface.measure.modality_gap import ModalityGapConfig, modality_gap
-from efface.measure.sides import EmbeddedSide
+from efface.measure.sides import EmbeddedSide, check_sides, survey
 from efface.measure.similarity import SimilarityConfig, similarity
 from efface.numerics.moments import Moments, save_moments
 from efface.run.digests import digest_value
@@ -114,7 +114,10 @@ def rows_of(side: EmbeddedSide) -> Tensor:
 
 def _labels(loaded: Loaded, name: str) -> Tensor | None:
     data = loaded.data.get(name)  # type: ignore[call-overload]
-    return torch.tensor(data["label"], dtype=torch.int64) if data is not None and "label" in data.column_names else None
+    if data is None or "label" not in data.column_names:
+        return None
+    labels = torch.tensor(data["label"], dtype=torch.int64)
+    return labels if len(set(labels.tolist())) < len(labels) else None  # one of each: tolerance has nothing to compare
 
 
 def _reports(name: str, loaded: Loaded, second: Loaded | None, config: Settings) -> dict[str, BaseModel]:
@@ -130,6 +133,7 @@ def _reports(name: str, loaded: Loaded, second: Loaded | None, config: Settings)
             for side in rows
         }  # fmt: skip
     pairs = len(rows) == 2 and len({len(values) for values in rows.values()}) == 1
+    by_row = _align(loaded, rows) if pairs else False
     if name == "modality-gap":
         if not pairs:
             raise InputError(
@@ -137,7 +141,7 @@ def _reports(name: str, loaded: Loaded, second: Loaded | None, config: Settings)
                 "give both sides of the same pairs, in one order",
             )  # fmt: skip
         assert isinstance(config, ModalityGapConfig)
-        return {"pairs": modality_gap(rows["images"], rows["texts"], ids=_meanings(loaded), config=config)}
+        return {"pairs": _gap(loaded, rows, config, by_row)}
     assert isinstance(config, GeometryConfig)
     found: dict[str, BaseModel] = {
         side: geometry(values, None, _labels(loaded, side), config) for side, values in rows.items()
@@ -145,8 +149,30 @@ def _reports(name: str, loaded: Loaded, second: Loaded | None, config: Settings)
     if pairs:
         found["pairs"] = geometry(rows["images"], rows["texts"], None, config)
         gap = ModalityGapConfig(t=config.t, tile=config.tile, seed=config.seed)
-        found["modality gap"] = modality_gap(rows["images"], rows["texts"], ids=_meanings(loaded), config=gap)
+        found["modality gap"] = _gap(loaded, rows, gap, by_row)
     return found
+
+
+def _align(loaded: Loaded, rows: dict[Any, Tensor]) -> bool:
+    """Bring the texts into the pictures' order where both have the same ids; says whether rows count as pairs unproved."""
+    images, texts = (loaded.sides[name].names() for name in ("images", "texts"))
+    if images == texts or len(set(texts)) < len(texts) or set(images) != set(texts):
+        return images != texts
+    place = {key: row for row, key in enumerate(texts)}
+    order = [place[key] for key in images]
+    rows["texts"] = rows["texts"][torch.tensor(order)]
+    side = loaded.sides["texts"]
+    moved = None if side.texts is None else [side.texts[row] for row in order]
+    loaded.sides["texts"] = replace(side, values=rows["texts"], ids=images, texts=moved, keys=None)
+    return False
+
+
+def _gap(loaded: Loaded, rows: dict[Any, Tensor], config: ModalityGapConfig, by_row: bool) -> BaseModel:
+    report = modality_gap(rows["images"], rows["texts"], ids=_meanings(loaded), config=config)
+    if by_row:
+        note = "pictures and texts were paired by row: their ids differ; check that they stand in one order"
+        report = report.model_copy(update={"warnings": [*report.warnings, note]})
+    return report
 
 
 def _meanings(loaded: Loaded) -> Tensor | None:
@@ -185,7 +211,7 @@ def _gain(given: Given, out: Path, config: Any, finish: Finish | None) -> Any:
     work = _work(out)
     loaded = load_inputs(given, work / "embeddings")
     if given.shard is not None and not given.statistics:
-        return _statistics(loaded, out, work)
+        return _statistics(loaded, out, work, config)
     if loaded.scale is None:
         raise ConfigError(
             "no scale" if loaded.model is None else f"'{loaded.model.source}' has no scale", "one over the temperature",
@@ -201,12 +227,15 @@ def _gain(given: Given, out: Path, config: Any, finish: Finish | None) -> Any:
     return result
 
 
-def _statistics(loaded: Loaded, out: Path, work: Path) -> dict[str, Moments]:
-    """Mean and scatter of a shard, and its embeddings, so that the second pass need not embed again."""
-    moments = {}
-    for name, side in loaded.sides.items():
-        rows = torch.nn.functional.normalize(rows_of(side).double(), dim=1)
-        moments[str(name)] = Moments.of(rows, keys=side.content, name=name)
+def _statistics(loaded: Loaded, out: Path, work: Path, config: Any) -> dict[str, Moments]:
+    """Mean and scatter of a shard, checked as a whole is, and its embeddings."""
+    check_sides(loaded.sides.get("images"), loaded.sides.get("texts"))
+    moments = {
+        str(name): survey(
+            name, side, normalize=config.normalize, unit_needed=False, sample_size=config.sample_size, seed=config.seed
+        ).moments
+        for name, side in loaded.sides.items()
+    }  # fmt: skip
     with whole_folder(out) as partial:
         save_moments(partial / STATISTICS, moments)
         for name, side in loaded.sides.items():

@@ -256,8 +256,15 @@ def merge_files(paths: Sequence[Path]) -> dict[str, Moments]:
     if not paths:
         raise InputError("no file of moments", "one or more", "give the statistics.safetensors of each part")
     merged: dict[str, Moments] = {}
+    known: dict[tuple[str, str], Path] = {}
     for path in paths:
         found = load_moments(Path(path))
+        for name, moments in found.items():
+            if (name, moments.digest) in known:
+                raise InputError(
+                    f"{path} holds the {name} that {known[name, moments.digest]} holds", "each part once", "leave one out"
+                )
+            known[name, moments.digest] = Path(path)
         if merged and set(found) != set(merged):
             raise InputError(
                 f"{path} holds {sorted(found)}", f"{sorted(merged)} as {paths[0]}", "merge files of one kind"

@@ -17,6 +17,7 @@ from efface.lab.tiny_clip import SCENES, digit_classes, tiny_clip, zero_shot_acc
 from efface.learn.objectives.clip import clip
 from efface.learn.run import learn
 from efface.learn.starts import StartConfig, new_encoder
+from efface.measure.estimate import Estimate
 from efface.measure.modality_gap import ModalityGapReport, modality_gap
 from efface.proofs.proof import Check, Proof
 from efface.run.digests import digest_value
@@ -111,18 +112,18 @@ def checks() -> list[Check]:
         gap[name], digits[name] = scored(trained(name, SEED), SEED)
     base = gap["clip"]
     found = [
-        Check(name="linear separability after CLIP's loss alone", figure=base.separability.value or 0.0,
+        Check(name="linear separability after CLIP's loss alone", figure=figure(base.separability),
               relation=">=", threshold=0.95),
     ]  # fmt: skip
     for name in ("cua", "cuaxu"):
         one, label = gap[name], name.upper()
         found += [
             Check(name=f"{label}: centroid distance over that of CLIP's loss", relation="<=", threshold=1 / 3,
-                  figure=(one.centroid_distance.value or 0.0) / (base.centroid_distance.value or 1.0)),
+                  figure=figure(one.centroid_distance) / figure(base.centroid_distance)),
             Check(name=f"{label}: fall of the images' uniformity", relation=">=", threshold=0.5,
-                  figure=(base.first.uniformity.value or 0.0) - (one.first.uniformity.value or 0.0)),
+                  figure=figure(base.first.uniformity) - figure(one.first.uniformity)),
             Check(name=f"{label}: fall of the texts' uniformity", relation=">=", threshold=0.5,
-                  figure=(base.second.uniformity.value or 0.0) - (one.second.uniformity.value or 0.0)),
+                  figure=figure(base.second.uniformity) - figure(one.second.uniformity)),
             Check(name=f"{label}: image to text recall@1 against CLIP's loss", relation=">=", threshold=-0.03,
                   figure=recall_at_1(one) - recall_at_1(base), baseline=recall_at_1(base)),
             Check(name=f"{label}: zero-shot digits against CLIP's loss", relation=">=", threshold=0.0,
@@ -134,9 +135,14 @@ def checks() -> list[Check]:
     return found
 
 
+def figure(found: Estimate) -> float:
+    """The value; a figure that could not be computed is NaN, which no threshold takes."""
+    return float("nan") if found.value is None else found.value
+
+
 def recall_at_1(report: ModalityGapReport) -> float:
     """Image to text."""
-    return next(one.first_to_second.value or 0.0 for one in report.recall if one.k == 1)
+    return next(figure(one.first_to_second) for one in report.recall if one.k == 1)
 
 
 PROOF = Proof(

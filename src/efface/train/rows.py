@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,9 +10,12 @@ from torch.utils.data import Dataset
 
 from efface.errors import ConfigError, InputError
 
+LOOK = 8
+"""Batches of rows that are looked through to fill one without repeated keys."""
+
 
 class RowSchedule(Dataset[tuple[int, int]]):
-    """The rows of a training run in their order; item `position` is (row, position).
+    """The rows of a training run in their order; item `position` is (row, position). No row comes twice in a batch.
 
     Args:
         n: number of rows.
@@ -37,35 +41,50 @@ class RowSchedule(Dataset[tuple[int, int]]):
             raise ConfigError(f"batch_size={batch_size} on {world} processes", f"a multiple of {world}, at least 2")
         self.length = max(1, round(epochs * n / self.batch_size)) * self.batch_size
         rng = np.random.default_rng(np.random.SeedSequence([seed, 0x0EFFACE]))
-        rounds = -(-self.length // n)
-        order = np.concatenate([rng.permutation(n) for _ in range(rounds)])
-        self.plan = order[: self.length].tolist() if keys is None else self._spread(order.tolist(), keys)
+        rounds = [rng.permutation(n).tolist() for _ in range(-(-self.length // n))]
+        order = self._joined(rounds) if keys is None else [row for part in rounds for row in part]
+        self.plan = order[: self.length] if keys is None else self._spread(order, keys)
+
+    def _joined(self, rounds: list[list[int]]) -> list[int]:
+        """One permutation after another; a batch that reaches into the next one takes rows that it has not got yet."""
+        order: list[int] = []
+        for part in rounds:
+            begun = len(order) % self.batch_size
+            got = set(order[len(order) - begun :])
+            first = [row for row in part if row not in got][: self.batch_size - begun] if begun else []
+            taken = set(first)
+            order += first + [row for row in part if row not in taken]
+        return order
 
     def _spread(self, order: list[int], keys: Sequence[int]) -> list[int]:
-        """Batches without repeated keys; a row that would repeat one waits, unless nothing else is left."""
+        """Batches without repeated keys; a row that would repeat one waits, unless nothing else is near.
+
+        For each batch at most `LOOK` batches of rows are looked at, so that the work stays linear whatever the keys.
+        """
         plan: list[int] = []
-        waiting: list[int] = []
+        waiting: deque[int] = deque()
         source = iter(order)
         while len(plan) < self.length:
             batch: list[int] = []
             seen: set[int] = set()
             held: list[int] = []
-            queue = waiting
-            waiting = []
-            for row in queue:
-                fits = len(batch) < self.batch_size and keys[row] not in seen
-                (batch if fits else held).append(row)
-                seen.add(keys[row])
-            while len(batch) < self.batch_size:
-                row = next(source, -1)
-                if row < 0:
+            for place in range(LOOK * self.batch_size):
+                if len(batch) == self.batch_size:
                     break
-                fits = keys[row] not in seen
-                (batch if fits else held).append(row)
+                old = place < LOOK * self.batch_size // 2 and waiting
+                row = waiting.popleft() if old else next(source, -1)
+                if row < 0:
+                    if not waiting:
+                        break
+                    row = waiting.popleft()
+                (held if keys[row] in seen else batch).append(row)
                 seen.add(keys[row])
             room = self.batch_size - len(batch)
             batch += held[:room]
-            waiting = held[room:]
+            waiting.extendleft(reversed(held[room:]))
+            while len(batch) < self.batch_size:  # what was looked at did not even fill it
+                row = waiting.popleft() if waiting else next(source)
+                batch.append(row)
             plan += batch
         return plan
 
