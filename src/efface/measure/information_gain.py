@@ -67,6 +67,7 @@ class GainConfig(Settings):
     modes: tuple[Mode, ...] = Field(
         ("kl", "klr", "cov_norm", "cov_norm_zero", "centered_norm"), min_length=1, description="columns to compute"
     )
+
     @field_validator("modes", mode="before")
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:

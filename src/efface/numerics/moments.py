@@ -262,7 +262,9 @@ def merge_files(paths: Sequence[Path]) -> dict[str, Moments]:
         for name, moments in found.items():
             if (name, moments.digest) in known:
                 raise InputError(
-                    f"{path} holds the {name} that {known[name, moments.digest]} holds", "each part once", "leave one out"
+                    f"{path} holds the {name} that {known[name, moments.digest]} holds",
+                    "each part once",
+                    "leave one out",
                 )
             known[name, moments.digest] = Path(path)
         if merged and set(found) != set(merged):
