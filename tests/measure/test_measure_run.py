@@ -176,6 +176,22 @@ def test_parts_that_are_given_twice_and_rows_of_zeros(
     twice = ["--statistics", str(tmp_path / "s1" / "statistics.safetensors")] * 2
     assert run([*gain_words(place, tmp_path / "x"), *twice]) == 2
     assert "each part once" in capsys.readouterr().err
+    new_dual_encoder(SIZE, TEXTS, 3).save(tmp_path / "other")
+    words = [
+        "--model",
+        str(tmp_path / "other"),
+        "--images",
+        str(place / "pictures"),
+        "--texts",
+        str(place / "texts.txt"),
+    ]
+    assert run(["measure", "information-gain", *words, "--out", str(tmp_path / "x"), *twice[:2]]) == 2
+    assert "statistics of this model" in capsys.readouterr().err
+    assert run(["measure", "information-gain", *words, "--out", str(tmp_path / "s2"), "--shard", "2/2"]) == 0
+    capsys.readouterr()
+    mixed = [*twice[:2], "--statistics", str(tmp_path / "s2" / "statistics.safetensors")]
+    assert run([*gain_words(place, tmp_path / "x"), *mixed]) == 2
+    assert "model" in capsys.readouterr().err
     rows = np.random.default_rng(0).standard_normal((6, 4))
     np.save(tmp_path / "b.npy", rows)
     rows[3] = 0

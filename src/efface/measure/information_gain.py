@@ -303,6 +303,9 @@ def score_prepared(
         unit=config.unit, model=model, scale=next(iter(prepared.jobs.values())).scale, bias=bias, sides=found, warnings=log,
         config=config.model_dump(mode="json"), seconds=time.perf_counter() - start,
     )  # fmt: skip
+    if model is not None:
+        for moments in prepared.moments.values():
+            moments.source = moments.source or model.digest
     return GainResult(tables, summary, prepared.moments, prepared.inputs)
 
 

@@ -21,8 +21,8 @@ from efface.measure.inputs import Given, Loaded, load_inputs
 from efface.measure.modality_gap import ModalityGapConfig, modality_gap
 from efface.measure.sides import EmbeddedSide, check_sides, survey
 from efface.measure.similarity import SimilarityConfig, similarity
-from efface.numerics.moments import Moments, save_moments
-from efface.run.digests import digest_value
+from efface.numerics.moments import Moments, load_moments, save_moments
+from efface.run.digests import digest_value, short
 from efface.run.files import refuse_occupied, whole_folder, write_json, write_with
 from efface.run.manifest import MANIFEST, read_manifest, write_manifest
 from efface.run.settings import Settings
@@ -212,6 +212,14 @@ def _gain(given: Given, out: Path, config: Any, finish: Finish | None) -> Any:
     loaded = load_inputs(given, work / "embeddings")
     if given.shard is not None and not given.statistics:
         return _statistics(loaded, out, work, config)
+    if loaded.model is not None:
+        for path in given.statistics:
+            for name, moments in load_moments(Path(path)).items():
+                if moments.source and moments.source != loaded.model.digest:
+                    raise InputError(
+                        f"{path} holds {name} of the model {short(moments.source)}, not of '{loaded.model.source}' "
+                        f"({short(loaded.model.digest)})", "statistics of this model", "gather them with the same weights",
+                    )  # fmt: skip
     if loaded.scale is None:
         raise ConfigError(
             "no scale" if loaded.model is None else f"'{loaded.model.source}' has no scale", "one over the temperature",
@@ -236,6 +244,8 @@ def _statistics(loaded: Loaded, out: Path, work: Path, config: Any) -> dict[str,
         ).moments
         for name, side in loaded.sides.items()
     }  # fmt: skip
+    for found in moments.values():
+        found.source = "" if loaded.model is None else loaded.model.digest
     with whole_folder(out) as partial:
         save_moments(partial / STATISTICS, moments)
         for name, side in loaded.sides.items():

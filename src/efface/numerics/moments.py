@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from efface.errors import InputError, StorageError
-from efface.run.digests import digest_tensors, digest_value
+from efface.run.digests import digest_tensors, digest_value, short
 from efface.run.files import write_with
 
 Floats = npt.NDArray[np.float64]
@@ -48,6 +48,7 @@ class Moments:
         scatter: [d, d] sum of (x - mean)(x - mean)^T.
         rest: [d] what rounding took from `mean`; the mean is `mean + rest`.
         key_sum: sum modulo 2^256 of the SHA-256 of the items' keys.
+        source: digest of the model that made the rows, where it is known; rows of two models do not merge.
     """
 
     n: int
@@ -55,6 +56,7 @@ class Moments:
     scatter: Floats
     rest: Floats = field(default_factory=lambda: np.zeros(0))
     key_sum: int = 0
+    source: str = ""
 
     def __post_init__(self) -> None:
         if not len(self.rest):
@@ -131,11 +133,17 @@ class Moments:
         """The moments of both sets of rows; neither is changed.
 
         Raises:
-            InputError: another d.
+            InputError: another d, or another model.
         """
         if other.d != self.d:
             raise InputError(f"moments of {self.d} and of {other.d} dimensions", "one model's embeddings")
-        both = Moments(self.n, self.mean.copy(), self.scatter.copy(), self.rest.copy(), self.key_sum)
+        if self.source and other.source and self.source != other.source:
+            raise InputError(
+                f"moments of the models {short(self.source)} and {short(other.source)}", "one model's embeddings",
+                "embed all parts with the same weights",
+            )  # fmt: skip
+        source = self.source or other.source
+        both = Moments(self.n, self.mean.copy(), self.scatter.copy(), self.rest.copy(), self.key_sum, source)
         both._take(other)
         return both
 
@@ -208,7 +216,10 @@ def save_moments(path: Path, sets: Mapping[str, Moments]) -> Path:
         for name, moments in sets.items()
         for part in ("mean", "rest", "scatter")
     }
-    facts = {name: {"n": moments.n, "key_sum": f"{moments.key_sum:064x}"} for name, moments in sets.items()}
+    facts = {
+        name: {"n": moments.n, "key_sum": f"{moments.key_sum:064x}", "source": moments.source}
+        for name, moments in sets.items()
+    }
     whole = digest_value({"sets": facts, "tensors": digest_tensors(tensors)})
     described = json.dumps({"format": FORMAT, "sets": facts, "digest": whole}, sort_keys=True)
     metadata = {
@@ -242,7 +253,7 @@ def load_moments(path: Path) -> dict[str, Moments]:
     found = {}
     for name, facts in head["sets"].items():
         mean, rest, scatter = (tensors[f"{name}.{part}"].numpy() for part in ("mean", "rest", "scatter"))
-        found[name] = Moments(int(facts["n"]), mean, scatter, rest, int(facts["key_sum"], 16))
+        found[name] = Moments(int(facts["n"]), mean, scatter, rest, int(facts["key_sum"], 16), str(facts.get("source", "")))
     return found
 
 
