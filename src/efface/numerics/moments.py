@@ -253,7 +253,9 @@ def load_moments(path: Path) -> dict[str, Moments]:
     found = {}
     for name, facts in head["sets"].items():
         mean, rest, scatter = (tensors[f"{name}.{part}"].numpy() for part in ("mean", "rest", "scatter"))
-        found[name] = Moments(int(facts["n"]), mean, scatter, rest, int(facts["key_sum"], 16), str(facts.get("source", "")))
+        found[name] = Moments(
+            int(facts["n"]), mean, scatter, rest, int(facts["key_sum"], 16), str(facts.get("source", ""))
+        )
     return found
 
 
