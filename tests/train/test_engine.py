@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from efface.errors import ConfigError
+from efface.errors import ConfigError, InputError
 from efface.forget.method import find_method
 from efface.run.manifest import MANIFEST
 from efface.subjects.prompts import Encoded
@@ -180,11 +180,28 @@ def test_the_official_pairing_is_there_for_comparison() -> None:
     assert len(pairs) == 6
 
 
+def test_a_stream_of_another_follows_it_whatever_the_anchor() -> None:
+    streams = {
+        "forget": Stream(rows(4)),
+        "alternative": Stream([[Encoded([i, 9, 1], 1)] for i in range(4)], of="forget"),
+        "retain": Stream(rows(10)),
+    }
+    schedule = Schedule(streams, anchor="retain", epochs=2, batch_size=5, seed=1)
+    assert len(schedule) == 20
+    assert sorted(schedule.plan["retain"][:10]) == list(range(10))
+    assert sorted(schedule.plan["forget"][:4]) == list(range(4))
+    assert schedule.plan["alternative"] == schedule.plan["forget"]
+    with pytest.raises(InputError, match="4, one for each forget row"):
+        Schedule(
+            {**streams, "alternative": Stream(rows(3), of="forget")}, anchor="retain", epochs=1, batch_size=5, seed=1
+        )
+
+
 def test_aligned_streams_follow_the_anchor() -> None:
     variants = [[Encoded([i, 10 + k, 1], 1) for k in range(3)] for i in range(6)]
     streams = {
         "forget": Stream(rows(6)),
-        "alternative": Stream(variants, {"value": [[i * 10 + k for k in range(3)] for i in range(6)]}, aligned=True),
+        "alternative": Stream(variants, {"value": [[i * 10 + k for k in range(3)] for i in range(6)]}, of="forget"),
     }
     schedule = Schedule(streams, anchor="forget", epochs=4, batch_size=6, seed=1)
     chosen = set()

@@ -155,6 +155,7 @@ def train(
     """
     with storage(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    mode = model.training
     start = newest_checkpoint(folder)
     with isolated_rng(config.seed), quiet_transformers():
         args, scale = _arguments(schedule, config, folder)
@@ -170,6 +171,7 @@ def train(
             engine.remove_callback(ProgressCallback)
             try:
                 engine.train(resume_from_checkpoint=str(start) if start else None)
+                mode = model.training  # done: the caller goes on with it as training left it
             except (OSError, RuntimeError) as error:
                 if isinstance(error, OSError) or any(word in str(error) for word in (*TORCH_WRITER, "No space")):
                     raise explain(error, folder) from error
@@ -179,6 +181,7 @@ def train(
                     raise explain(error, folder) from error
                 raise
             finally:
+                model.train(mode)  # after a failure: dropout as it was
                 _release(engine)
     rows = engine.log_rows
     return TrainLog([step for step, _ in rows], [numbers for _, numbers in rows], resumed_from=done)

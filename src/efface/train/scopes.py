@@ -1,6 +1,7 @@
-"""Scopes: which parameters may move. All, some layers, or a low-rank adapter.
+"""Scopes: which parameters may move. All, some layers, a low-rank adapter, or the single weights of a mask.
 
-A parameter outside the scope is not given to the optimiser at all, so neither weight decay nor momentum moves it.
+A parameter outside the scope is not given to the optimiser at all, so neither weight decay nor momentum moves it. Single
+weights outside a mask are held by a guard (see `mask_guard`).
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from efface.errors import ConfigError
 from efface.run.settings import Settings
+from efface.train.weight_mask import WeightMask
 
 LAYER = re.compile(r"\.(?:layers|h|blocks|block)\.(\d+)\.")
 
@@ -22,9 +24,25 @@ LAYER = re.compile(r"\.(?:layers|h|blocks|block)\.(\d+)\.")
 class ScopeConfig(Settings):
     """The part of a configuration that says what may move."""
 
-    scope: Literal["all", "layers", "lora"] = Field("all", description="all weights, some layers, or a LoRA adapter")
+    scope: Literal["all", "layers", "lora", "mask"] = Field(
+        "all", description="all weights, some layers, a LoRA adapter, or the single weights of a mask"
+    )
     layers: str | None = Field(
-        None, description="for scope=layers: indices and ranges, '0,3-5'; negative counts from the end"
+        None, description="for scope=layers (and mask): indices and ranges, '0,3-5'; negative counts from the end"
+    )
+    mask: str | None = Field(
+        None, description="for scope=mask: a mask file, or wagle (default), gradient, snip, magnitude, random, reverse"
+    )
+    density: float = Field(0.95, gt=0, le=1, description="share of the weights that may move; WAGLE on TOFU: 0.95")
+    mask_per_layer: bool = Field(
+        False, description="rank within each tensor, not all weights together (WAGLE: together)"
+    )
+    mask_modules: str | None = Field(
+        None, description="rank only these, comma-separated, from the name's beginning: 'model.layers.*.mlp'"
+    )
+    mask_exclude: str | None = Field(None, description="freeze these: '*.embed_tokens,model.layers.*.input_layernorm'")
+    gamma: float | Literal["auto"] = Field(
+        "auto", description="WAGLE: the retain Hessian's diagonal; auto: mean squared retain gradient of a row"
     )
     lora_rank: int = Field(8, ge=1, description="rank of the adapter (peft's default)")
     lora_alpha: float = Field(16, gt=0, description="scale of the adapter: alpha / rank")
@@ -32,6 +50,19 @@ class ScopeConfig(Settings):
     lora_targets: str = Field(
         "all-linear", description="modules that get an adapter: comma-separated names or all-linear"
     )
+
+    @field_validator("gamma")
+    @classmethod
+    def _positive(cls, value: Any) -> Any:
+        if value != "auto" and not value > 0:
+            raise ValueError("gamma is a positive number, or auto")
+        return value
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _one_layer(cls, value: Any) -> Any:
+        """`layers=0` on a command line is read as a number."""
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def layer_indices(text: str, depth: int) -> set[int]:
@@ -61,16 +92,31 @@ def depth_of(model: torch.nn.Module) -> int:
 
 
 @contextlib.contextmanager
-def scoped(model: Any, config: ScopeConfig) -> Iterator[Any]:
+def scoped(model: Any, config: ScopeConfig, mask: WeightMask | None = None) -> Iterator[Any]:
     """Let only the scope's parameters require gradients; yields the model to train.
 
     With `lora` the yielded model is a PEFT model around the given one; on leaving, the adapter is taken off again.
     The former `requires_grad` flags come back in every case.
+
+    Args:
+        mask: for `scope=mask`; tensors without a movable weight are frozen here, single weights by a `MaskGuard`.
+
+    Raises:
+        ConfigError: the scope does not fit the model or the other keys, or this method takes no mask.
     """
+    if config.scope != "mask" and config.mask is not None:
+        raise ConfigError(f"mask='{config.mask}' with scope={config.scope}", "scope=mask", "set scope=mask")
+    if config.scope == "mask" and mask is None:
+        raise ConfigError("scope=mask with a method that takes none", "scope all or layers", "choose an objective")
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     try:
         if config.scope == "lora":
             yield _with_lora(model, config)
+        elif mask is not None:
+            movable = {name for name, part in mask.masks.items() if bool(part.any())}
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name in movable)
+            yield model
         else:
             _choose(model, config)
             yield model

@@ -24,14 +24,15 @@ class Stream:
     """Examples of one role.
 
     Args:
-        rows: tokenised examples; for `aligned` streams with several variants an anchor row, a list of lists.
+        rows: tokenised examples; for streams `of` another one, with several variants a row, a list of lists.
         extras: values that travel with a row: a scalar each ([N]) or one array a token ([N] of [T_i, ...]).
-        aligned: row i belongs to anchor row i (an alternative answer); otherwise rows are sampled.
+        of: row i belongs to row i of this stream (an alternative answer) and comes whenever that does; otherwise rows are
+            sampled.
     """
 
     rows: Sequence[Encoded] | Sequence[Sequence[Encoded]]
     extras: Mapping[str, Sequence[Any] | torch.Tensor] = field(default_factory=dict)
-    aligned: bool = False
+    of: str | None = None
 
 
 def whole_batch(rows: int, batch_size: int, micro: int | None, world: int = 1) -> int:
@@ -49,7 +50,7 @@ def whole_batch(rows: int, batch_size: int, micro: int | None, world: int = 1) -
     return max(unit, min(batch_size, rows) // unit * unit)
 
 
-def _order(n: int, length: int, rng: np.random.Generator) -> list[int]:
+def row_order(n: int, length: int, rng: np.random.Generator) -> list[int]:
     """`length` indices below n: permutations one after another, so that all rows come before any comes twice."""
     rounds = -(-length // n)
     return [int(i) for i in np.concatenate([rng.permutation(n) for _ in range(rounds)])[:length]]
@@ -78,24 +79,27 @@ class Schedule(Dataset[dict[str, Any]]):
         for name, stream in streams.items():
             if not stream.rows:
                 raise InputError(f"the {name} stream is empty", "at least one example", "check the request")
-            if stream.aligned and len(stream.rows) != n:
-                raise InputError(f"the {name} stream has {len(stream.rows)} rows", f"{n}, one for each {anchor} row")
+            if stream.of is not None and len(stream.rows) != len(streams[stream.of].rows):
+                raise InputError(
+                    f"the {name} stream has {len(stream.rows)} rows",
+                    f"{len(streams[stream.of].rows)}, one for each {stream.of} row",
+                )
         self.length = max(1, round(epochs * n / batch_size)) * batch_size
         seeds = np.random.SeedSequence([seed, 0x0EFFACE]).spawn(len(streams))
         self.plan: dict[str, list[int]] = {}
         self.variants: dict[str, list[int]] = {}
         rngs = dict(zip(sorted(streams), (np.random.default_rng(s) for s in seeds), strict=True))
-        self.plan[anchor] = _order(n, self.length, rngs[anchor])
+        self.plan[anchor] = row_order(n, self.length, rngs[anchor])
         for name, stream in streams.items():
             if name == anchor:
                 continue
-            if stream.aligned:
-                self.plan[name] = self.plan[anchor]
+            if stream.of is not None:
                 self.variants[name] = rngs[name].integers(0, 2**31 - 1, self.length).tolist()
             elif repeat_pairs:
                 self.plan[name] = [(i + 1) % len(stream.rows) for i in self.plan[anchor]]
             else:
-                self.plan[name] = _order(len(stream.rows), self.length, rngs[name])
+                self.plan[name] = row_order(len(stream.rows), self.length, rngs[name])
+        self.plan |= {name: self.plan[stream.of] for name, stream in streams.items() if stream.of is not None}
         self.step_tokens = {name: self._tokens(name) for name in streams}
 
     def row(self, name: str, position: int) -> Encoded:
