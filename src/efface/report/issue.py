@@ -11,11 +11,11 @@ from efface.errors import RunError
 from efface.forget.run import now
 from efface.report.certificate import build_statement, write_certificate
 from efface.report.gather import read_result, statement_digest
-from efface.report.home import home
 from efface.report.ledger import append_entry, next_link
 from efface.report.signing import make_key_pair
 from efface.report.stored import run_places
 from efface.run.digests import digest_value
+from efface.run.home import home
 from efface.run.manifest import MANIFEST
 
 

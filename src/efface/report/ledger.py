@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from efface.errors import CheckFailed, RunError, StorageError
-from efface.report.home import home, refuse_inside_run
 from efface.run.digests import canonical, digest_value
 from efface.run.files import write_bytes
+from efface.run.home import home, refuse_inside_run
 from efface.run.locks import locked
 
 GENESIS = "sha256:" + "0" * 64

@@ -10,21 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import secrets
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from efface.errors import RunError
-from efface.report.home import home, read_secret, refuse_inside_run, write_secret
-from efface.run.locks import locked
+from efface.run.keys import KEY_BYTES, secret_key
 
 CANONICALISATION = "efface-row-v1"
 """How a row becomes bytes: JSON, keys sorted, no spaces, UTF-8, no NaN (`efface.run.digests.canonical`)."""
 
 LEAF, NODE = b"\x00", b"\x01"
-KEY_BYTES = 32
 
 Row = tuple[str, bytes]
 """A stable id, and the row in its canonical form."""
@@ -131,16 +128,7 @@ def load_or_create_key(path: Path | None = None) -> bytes:
         RunError: the path lies inside a run folder, others may read the file, or it is no key.
         StorageError: it cannot be written or read.
     """
-    target = refuse_inside_run(path or home() / "keys" / "merkle.key", "the Merkle key")
-    if not target.exists():
-        with locked(target):
-            if not target.exists():  # another process may have made it meanwhile
-                write_secret(target, secrets.token_bytes(KEY_BYTES))
-    key = read_secret(target, "the Merkle key")
-    if len(key) != KEY_BYTES:
-        raise RunError(
-            f"{target} holds {len(key)} bytes",
-            f"a Merkle key of {KEY_BYTES} bytes",
-            "restore it from a backup: roots made with a lost key can never be proved again",
-        )
-    return key
+    return secret_key(
+        "merkle", path,
+        lost="restore it from a backup: roots made with a lost key can never be proved again",
+    )  # fmt: skip

@@ -19,9 +19,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from efface.errors import CheckFailed, RunError
-from efface.report.home import read_secret, refuse_inside_run, write_secret
 from efface.run.digests import canonical, digest_bytes
 from efface.run.files import write_bytes
+from efface.run.home import read_secret, refuse_inside_run, write_secret
 from efface.run.locks import locked
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"

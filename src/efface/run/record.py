@@ -55,6 +55,9 @@ class RequestRecord(_Record):
     received: str | None = None
     approved_by: str | None = None
     sets: dict[str, SetRecord]
+    concepts: str | None = Field(
+        None, description="keyed digest of the names that were to be forgotten, where there are any"
+    )
     merkle_root: str | None = Field(None, description="root over keyed hashes of the forget rows")
 
 
@@ -98,6 +101,9 @@ class RunRecord(_Record):
     environment: Environment
     edit: EditRecord | None = None
     against: ModelRecord | None = None
+    guarantee: list[str] = Field(
+        default_factory=list, description="what an exact or certified claim rests on, and its assumptions, in sentences"
+    )
 
 
 class Example(_Record):
