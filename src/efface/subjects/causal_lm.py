@@ -123,6 +123,12 @@ class CausalLM(Subject):
             texts.append(row[:end])
         return texts
 
+    def save_options(self) -> dict[str, Any]:
+        """An adapter's folder holds the embedding where an edit has added rows to it."""
+        if not hasattr(self.model, "peft_config"):
+            return {}
+        return {"save_embedding_layers": getattr(self.tokenizer, "former", None) is not None}
+
     def stop_ids(self) -> list[int]:
         """Ids that end an answer: the tokenizer's end token and the checkpoint's own."""
         ids = [self.tokenizer.eos_token_id]
@@ -160,6 +166,8 @@ def load_causal_lm(
         ModelError: one line that says what is wrong with the folder or id.
     """
     from transformers import AutoModelForCausalLM
+
+    import efface.subjects.sliced  # noqa: F401 - makes its kind of model known to transformers
 
     text = str(source)
     look_before_loading(text, revision)

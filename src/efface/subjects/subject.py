@@ -116,10 +116,14 @@ class Subject:
         with whole_folder(Path(folder)) as partial:
             self.save_into(partial)
 
+    def save_options(self) -> dict[str, Any]:
+        """What this kind of model needs said when it is written."""
+        return {}
+
     def save_into(self, folder: Path) -> None:
         """Write the same files into a folder that the caller makes whole."""
         with quiet_transformers():
-            self.model.save_pretrained(folder)
+            self.model.save_pretrained(folder, **self.save_options())
             for part in self.beside():
                 part.save_pretrained(folder)
 
