@@ -8,12 +8,14 @@ that they have; log10 p stands beside p, which underflows.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
 from efface.audit.evidence import Evidence, compare
 from efface.audit.finding import Estimate, Finding, Threshold
 from efface.audit.metrics import tofu
+from efface.audit.metrics.distances import entropy_difference, jensen_shannon, wasserstein
 from efface.audit.metrics.intervals import bootstrap, bootstrap_mean
 from efface.audit.metrics.ks import ks_two_sample
 from efface.catalog import Card
@@ -87,6 +89,15 @@ def forgetting(evidence: Evidence) -> list[Finding]:
         high = max(found.log10_p, _log10_p(spread.low, n)) if spread and spread.low is not None else None
         return Estimate(value=found.log10_p, low=low, high=high, n=n)
 
+    def distance(measure: Callable[[tofu.Floats, tofu.Floats], float]) -> Callable[[str], Estimate | None]:
+        def value(role: str) -> Estimate | None:
+            own = _truth_ratio(evidence, role)
+            if own is None or retrained is None:
+                return None
+            return Estimate(value=measure(own.log_ratio, retrained.log_ratio), n=len(own.ids) + len(retrained.ids))
+
+        return value
+
     def median(role: str) -> Estimate | None:
         own = _truth_ratio(evidence, role)
         if own is None:
@@ -118,6 +129,15 @@ def forgetting(evidence: Evidence) -> list[Finding]:
         compare(evidence, "tofu/ks_statistic", "Distance to the retrained model (KS)",
                 "Largest gap between the two distributions of truth ratios: 0 identical, 1 fully separate.",
                 "forgetting", "lower", statistic, reason=why),
+        compare(evidence, "tofu/truth_ratio_js", "Distance to the retrained model (Jensen-Shannon)",
+                "Divergence of the two histograms of log truth ratios over shared bins, in bits: 0 identical, 1 apart.",
+                "forgetting", "lower", distance(jensen_shannon), reason=why),
+        compare(evidence, "tofu/truth_ratio_w1", "Distance to the retrained model (Wasserstein-1)",
+                "Mean distance, in nats, by which log truth ratios must move to become the retrained model's.",
+                "forgetting", "lower", distance(wasserstein), reason=why),
+        compare(evidence, "tofu/truth_ratio_entropy", "Spread beside the retrained model's (entropy)",
+                "Entropy of the histogram of log truth ratios minus the retrained model's, in bits.",
+                "forgetting", "none", distance(entropy_difference), reason=why),
         compare(evidence, "tofu/truth_ratio_median", "Truth ratio, median",
                 "How likely wrong answers are relative to the right one in other words. Below 1 the model knows it; "
                 "the retrained model's value is the aim, and far above it is over-unlearning.",

@@ -1,4 +1,4 @@
-"""Intervals behind every figure of an audit: seeded bootstrap, Clopper-Pearson, Holm.
+"""Intervals behind every figure of an audit: seeded bootstrap, Clopper-Pearson, Wilson, Holm.
 
 The bootstrap resamples examples, not tokens, and takes percentiles (Efron and Tibshirani 1993). Samples are
 resampled independently of each other, so a two-sample statistic such as AUC is stratified. Where examples
@@ -100,6 +100,18 @@ def clopper_pearson(successes: int, trials: int, *, level: float = LEVEL) -> Est
     low = float(stats.beta.ppf(tail, successes, trials - successes + 1)) if successes else 0.0
     high = float(stats.beta.ppf(1 - tail, successes + 1, trials - successes)) if successes < trials else 1.0
     return Estimate(value=successes / trials, low=low, high=high, n=trials)
+
+
+def wilson(successes: int, trials: int, *, level: float = LEVEL) -> Estimate:
+    """A share with Wilson's score interval (Wilson 1927): near the stated level on average, where Clopper-Pearson is above.
+
+    Raises:
+        InputError: no trials, or more successes than trials.
+    """
+    if trials < 1 or not 0 <= successes <= trials:
+        raise InputError(f"{successes} successes in {trials} trials", "0 <= successes <= trials and one trial or more")
+    spread = stats.binomtest(successes, trials).proportion_ci(confidence_level=level, method="wilson")
+    return Estimate(value=successes / trials, low=float(spread.low), high=float(spread.high), n=trials)
 
 
 def holm(p_values: npt.ArrayLike) -> Floats:
