@@ -1,7 +1,7 @@
 """Train a causal language model on questions and answers: fine-tune one, or a small one from scratch.
 
 The loss is the mean negative log-probability of the answer tokens. From scratch, a byte-pair or word tokenizer is made
-from the data and a Llama-architecture model of the asked size is initialised from the seed.
+from the data and a Llama or GPT-2 of the asked size is initialised from the seed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from datasets import Dataset, concatenate_datasets
 from pydantic import Field
 
@@ -49,25 +50,55 @@ class CausalLMConfig(TrainConfig):
     depth: int = Field(5, ge=1, description="from scratch: layers")
     heads: int = Field(8, ge=1, description="from scratch: attention heads")
     context: int = Field(512, ge=16, description="from scratch: longest sequence")
+    architecture: Literal["llama", "gpt2"] = Field("llama", description="from scratch: Llama, or GPT-2")
+    start: Literal["small", "unit"] = Field(
+        "small",
+        description="from scratch: the architecture's own small weights (0.02), or torch's defaults with unit embeddings, "
+        "of which a training step changes a smaller part",
+    )
 
 
 def new_model(config: CausalLMConfig, texts: Sequence[str], prompt: PromptFormat | None = None) -> CausalLM:
     """A freshly initialised small model with a tokenizer made from `texts`."""
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     make = word_tokenizer if config.tokenizer == "words" else bpe_tokenizer
     tokenizer = make(texts, config.vocabulary)
     eos = tokenizer.eos_token_id
-    size = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=config.width, intermediate_size=-(-config.width * 8 // 3 // 32) * 32,
-        num_hidden_layers=config.depth, num_attention_heads=config.heads, num_key_value_heads=config.heads,
-        max_position_embeddings=config.context, tie_word_embeddings=True, bos_token_id=None, eos_token_id=eos,
-        pad_token_id=eos,
-    )  # fmt: skip
     with isolated_rng(config.seed):
-        model = LlamaForCausalLM(size)
+        model = AutoModelForCausalLM.from_config(_size(config, len(tokenizer), eos))
+        if config.start == "unit":
+            _unit_start(model)
     model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=eos)
     return CausalLM(model.eval(), tokenizer, prompt=prompt, source="from scratch")
+
+
+def _size(config: CausalLMConfig, vocabulary: int, eos: int) -> Any:
+    """The architecture's configuration; embedding and head are tied."""
+    from transformers import GPT2Config, LlamaConfig
+
+    shared: dict[str, Any] = {
+        "vocab_size": vocabulary, "max_position_embeddings": config.context, "tie_word_embeddings": True,
+        "bos_token_id": None, "eos_token_id": eos, "pad_token_id": eos, "hidden_size": config.width,
+        "num_hidden_layers": config.depth, "num_attention_heads": config.heads,
+    }  # fmt: skip
+    if config.architecture == "gpt2":
+        return GPT2Config(**shared, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    inner = -(-config.width * 8 // 3 // 32) * 32
+    return LlamaConfig(**shared, intermediate_size=inner, num_key_value_heads=config.heads)
+
+
+def _unit_start(model: Any) -> None:
+    """torch's own starting values: embeddings N(0, 1), linear maps uniform within 1 / sqrt(inputs); norms stay."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding):
+            torch.nn.init.normal_(module.weight)
+        elif type(module).__name__ == "Conv1D":  # weight [in, out]
+            bound = len(module.weight) ** -0.5
+            for tensor in (module.weight, module.bias):
+                torch.nn.init.uniform_(tensor, -bound, bound)
+        elif isinstance(module, torch.nn.Linear) and module is not model.get_output_embeddings():
+            module.reset_parameters()
 
 
 def fit(
