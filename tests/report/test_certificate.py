@@ -30,6 +30,19 @@ def outcome(word: str) -> Outcome:
     return Outcome(word=word, sentence="s")
 
 
+def test_what_a_certified_claim_rests_on_stands_in_its_first_line() -> None:
+    words = ["epsilon 2.1 at delta 1.0e-05 for each record", "neighbours differ by one record"]
+    claim = claim_of(make_run(claim="certified", guarantee=words), outcome("removal-consistent"))
+    assert claim["guarantee"] == words
+    assert "Epsilon 2.1 at delta" in claim["first_line"]
+    assert list(claim) == sorted(claim)
+    lowered = claim_of(make_run(claim="certified", guarantee=words), outcome("suppressed"))
+    assert lowered["guarantee"] == []
+    assert "psilon" not in lowered["first_line"]
+    both = joint_claim({"a": claim, "b": lowered})
+    assert both["guarantee"] == [f"[a] {word}" for word in words]
+
+
 @pytest.mark.parametrize("claim", LEVELS)
 @pytest.mark.parametrize("ceiling", [None, *LEVELS])
 def test_level_is_never_above_record_or_card(claim: str, ceiling: str | None) -> None:

@@ -24,6 +24,8 @@ Role = Literal["unlearned", "original", "retrained"]
 ROLES: tuple[Role, ...] = ("unlearned", "original", "retrained")
 Group = Literal["forgetting", "utility", "privacy", "robustness", "damage"]
 SUITES = ("tofu", "membership", "memorisation", "relearning", "quantisation")
+OWN_SUITES = ("in-context",)
+"""Suites for runs of one method; they join the others by themselves where an edit brings what they need."""
 
 
 class Thresholds(Settings):
@@ -50,12 +52,13 @@ class Thresholds(Settings):
 class AuditConfig(Settings):
     """How a run is audited."""
 
-    suite: tuple[str, ...] = Field(SUITES, description="parts to run: " + ", ".join(SUITES))
+    suite: tuple[str, ...] = Field(SUITES, description="parts to run: " + ", ".join((*SUITES, *OWN_SUITES)))
     max_new_tokens: int = Field(200, ge=1, description="limit of a generated answer (open-unlearning: 200)")
     keep_texts: bool = Field(
         False, description="store generated texts and show examples; they may hold what is to be forgotten"
     )
     seed: int = Field(0, ge=0, description="of the bootstrap")
+    tagged_rows: int = Field(400, ge=1, description="suite in-context: most rows of a set, evenly spaced")
     thresholds: Thresholds = Field(default_factory=Thresholds, description="fixed before the run")
     relearning: RelearningConfig = Field(default_factory=RelearningConfig, description="the attacker's budget")
 

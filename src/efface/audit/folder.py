@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from efface.audit.benchmarks.robustness import curves
-from efface.audit.evidence import AuditConfig, Evidence
+from efface.audit.evidence import SUITES, AuditConfig, Evidence
 from efface.audit.run import Audited, Loader, check_suites, opened, run_audit
 from efface.audit.verdict import Conclusion, conclude
 from efface.data.request import Request
@@ -20,7 +20,8 @@ from efface.run.record import ModelRecord, RunRecord, load_costs, save_costs
 from efface.subjects.causal_lm import CausalLM, as_subject, load_causal_lm
 from efface.subjects.prompts import PromptFormat
 
-AUDIT_PHASES = ("score and generate", "relearning attack", "quantisation attack", "metrics and intervals")
+AUDIT_PHASES = ("score and generate", "relearning attack", "quantisation attack", "metrics and intervals",
+                "tagged prompts and layers")  # fmt: skip
 
 
 def audit(
@@ -109,7 +110,10 @@ def audit_folder(
         )  # fmt: skip
     records: dict[str, ModelRecord] = {}
     models = _models(base, against, edit, original, records, prompt)
-    audited = run_audit(data, models, config)
+    protocol = getattr(edit, "protocol", None)
+    if protocol is not None and config.suite == SUITES:  # all suites: its own joins them
+        config = config.model_copy(update={"suite": (*SUITES, "in-context")})
+    audited = run_audit(data, models, config, protocol=protocol)
     with storage(folder):
         sweep(folder)  # parts of files that a killed audit left
         (folder / MANIFEST).unlink(missing_ok=True)  # from here on the folder is under work

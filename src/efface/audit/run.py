@@ -15,12 +15,14 @@ from datasets import Dataset
 
 from efface.audit.attacks.quantisation import quantise
 from efface.audit.attacks.relearning import relearn
-from efface.audit.evidence import ROLES, SUITES, AuditConfig, Evidence
+from efface.audit.benchmarks.in_context import measure
+from efface.audit.evidence import OWN_SUITES, ROLES, SUITES, AuditConfig, Evidence
 from efface.audit.metrics.membership import blind_baseline
 from efface.audit.observe import observe
 from efface.audit.table import ScoreTable
 from efface.audit.verdict import Conclusion, conclude
 from efface.data.request import Request
+from efface.data.tagged import TagProtocol
 from efface.errors import ConfigError, InputError, RunError, nearest
 from efface.run.cost import Cost, measure_cost
 from efface.run.record import Example
@@ -43,10 +45,10 @@ class Audited:
 def check_suites(config: AuditConfig) -> None:
     """Refuse unknown suites before any work."""
     if not config.suite:
-        raise ConfigError("no suite", "one or more", f"choose from {', '.join(SUITES)}")
+        raise ConfigError("no suite", "one or more", f"choose from {', '.join((*SUITES, *OWN_SUITES))}")
     for name in config.suite:
-        if name not in SUITES:
-            raise ConfigError(f"unknown suite '{name}'", None, nearest(name, SUITES))
+        if name not in (*SUITES, *OWN_SUITES):
+            raise ConfigError(f"unknown suite '{name}'", None, nearest(name, (*SUITES, *OWN_SUITES)))
 
 
 def check_same_tokens(first: CausalLM, other: CausalLM) -> None:
@@ -86,13 +88,27 @@ def _observe_model(
     return tables, attacks
 
 
-def run_audit(request: Request, models: Mapping[str, Loader], config: AuditConfig) -> Audited:
+def _tagged(
+    subject: CausalLM, role: str, request: Request, protocol: TagProtocol, config: AuditConfig, costs: list[Cost]
+) -> dict[str, Any]:
+    """Every set but the holdout, asked with and without tags."""
+    sets = {name: data for name, data in request.evaluation_sets().items() if name != "holdout"}
+    with measure_cost(f"tagged prompts and layers, {role}") as cost:
+        found = measure(subject, sets, protocol, seed=config.seed, rows=config.tagged_rows, cost=cost)
+    costs.append(cost)
+    return found
+
+
+def run_audit(
+    request: Request, models: Mapping[str, Loader], config: AuditConfig, *, protocol: TagProtocol | None = None
+) -> Audited:
     """Audit an unlearned model.
 
     Args:
         request: the data; `evaluation_sets` are scored.
         models: `unlearned` and, where they exist, `original` and `retrained`: each opened once, in that order of use.
         config: suites, limits and thresholds; fixed before the first model is opened.
+        protocol: how a prompt names what is to be forgotten, where the method works by prompts (suite in-context).
     """
     check_suites(config)
     sets = request.evaluation_sets()
@@ -108,9 +124,13 @@ def run_audit(request: Request, models: Mapping[str, Loader], config: AuditConfi
             elif role == "retrained":
                 check_same_tokens(first, subject)
             tables, attacks = _observe_model(subject, role, sets, config, costs)
+            if "in-context" in config.suite and protocol is not None:
+                attacks["in-context"] = _tagged(subject, role, request, protocol, config, costs)
         evidence.tables[role] = tables
         for name, result in attacks.items():
             evidence.attacks.setdefault(name, {})[role] = result
+    if protocol is not None and "in-context" not in config.suite:
+        evidence.attacks["in-context"] = {"left_out": True}  # a prompt protocol that nobody tried must be said
     evidence.tables = {role: evidence.tables[role] for role in ROLES if role in evidence.tables}
     if "membership" in config.suite and request.holdout is not None:
         evidence.attacks["blind"] = {"texts": _blind(request, config)}

@@ -12,8 +12,8 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from efface.audit.attacks import membership
-from efface.audit.benchmarks import memorisation, robustness, tofu
-from efface.audit.evidence import Evidence
+from efface.audit.benchmarks import in_context, memorisation, robustness, tofu
+from efface.audit.evidence import OWN_SUITES, Evidence
 from efface.audit.finding import Finding
 
 FIRING = ("robustness/relearning_speed", "robustness/relearning_transfer", "robustness/quantisation_8bit",
@@ -25,6 +25,7 @@ SUITE_FINDINGS = {
     "memorisation": memorisation.findings,
     "relearning": robustness.relearning_findings,
     "quantisation": robustness.quantisation_findings,
+    "in-context": in_context.findings,
 }
 
 UNTESTED = (
@@ -122,6 +123,8 @@ def conclude(evidence: Evidence) -> Conclusion:
     """Findings and verdict: a pure function of the evidence, the same on every machine."""
     findings = [row for name in evidence.config.suite for row in SUITE_FINDINGS[name](evidence)]
     left_out = [
-        f"the {name} suite (left out by choice)" for name in SUITE_FINDINGS if name not in evidence.config.suite
+        f"the {name} suite (left out by choice)"
+        for name in SUITE_FINDINGS
+        if name not in evidence.config.suite and (name not in OWN_SUITES or evidence.attack(name, "left_out"))
     ]
     return Conclusion(outcome=outcome(findings, evidence), findings=findings, not_tested=[*UNTESTED, *left_out])

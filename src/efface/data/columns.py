@@ -1,7 +1,9 @@
 """Column conventions: whatever a data set calls its columns, the rest of efface sees one form.
 
 Canonical columns: `id` (text, stable), `question` (text, may be empty), `answer` (text), and optionally
-`paraphrased_answer` (text) and `perturbed_answer` (list of texts: wrong answers in the same form).
+`paraphrased_answer` (text) and `perturbed_answer` (list of texts: wrong answers in the same form). For knowledge that is
+named in a prompt: `concept` (text: whom or what the row is about), `distractors` (list of texts: other concepts) and
+`aliases` (list of texts: the concept's other names). For sliced training: `slice` (a number from 0).
 Accepted besides: `prompt`/`completion`, `text` (an answer without a question), and two-turn `messages`.
 """
 
@@ -14,7 +16,8 @@ from datasets import Dataset
 
 from efface.errors import RequestError
 
-OPTIONAL = ("paraphrased_answer", "perturbed_answer")
+OPTIONAL = ("paraphrased_answer", "perturbed_answer", "concept", "distractors", "aliases", "slice")
+LISTS = {"perturbed_answer": "wrong answers", "distractors": "other concepts", "aliases": "other names"}
 Row = Mapping[str, Any]
 
 
@@ -28,6 +31,17 @@ def _text(row: Row, column: str, place: str) -> str:
             "make every value of this column a string",
         )  # fmt: skip
     return value
+
+
+def _texts(value: Any, column: str, what: str, place: str) -> list[str]:
+    found = [value] if isinstance(value, str) else list(value) if isinstance(value, (list, tuple)) else value
+    whole = isinstance(found, list) and all(isinstance(text, str) and text.strip() for text in found)
+    if not whole or (not found and column != "aliases"):  # a concept may have no other name
+        raise RequestError(
+            f"{place}, column '{column}': {type(found).__name__}", "a list of non-empty texts",
+            f"give the {what} as a JSON list of strings",
+        )  # fmt: skip
+    return list(found)
 
 
 def _from_messages(row: Row, place: str) -> tuple[str, str]:
@@ -74,19 +88,17 @@ def canonical_row(row: Row, index: int, source: str) -> dict[str, Any]:
     clean: dict[str, Any] = {"id": str(identity), "question": question, "answer": answer}
     if row.get("paraphrased_answer") is not None:
         clean["paraphrased_answer"] = _text(row, "paraphrased_answer", place)
-    if row.get("perturbed_answer") is not None:
-        wrong = row["perturbed_answer"]
-        wrong = [wrong] if isinstance(wrong, str) else list(wrong) if isinstance(wrong, (list, tuple)) else wrong
-        if (
-            not isinstance(wrong, list)
-            or not wrong
-            or not all(isinstance(text, str) and text.strip() for text in wrong)
-        ):
-            raise RequestError(
-                f"{place}, column 'perturbed_answer': {type(wrong).__name__}", "a list of non-empty texts",
-                "give the wrong answers as a JSON list of strings",
-            )  # fmt: skip
-        clean["perturbed_answer"] = wrong
+    if row.get("concept") is not None:
+        clean["concept"] = _text(row, "concept", place)
+        if not clean["concept"].strip():
+            raise RequestError(f"{place}, column 'concept': empty", "a name", "fill the column or drop it")
+    if row.get("slice") is not None:
+        if isinstance(row["slice"], bool) or not isinstance(row["slice"], int) or row["slice"] < 0:
+            raise RequestError(f"{place}, column 'slice': {row['slice']!r}", "a whole number from 0", "mend the row")
+        clean["slice"] = int(row["slice"])
+    for column, what in LISTS.items():
+        if row.get(column) is not None:
+            clean[column] = _texts(row[column], column, what, place)
     return clean
 
 

@@ -15,6 +15,7 @@ from efface.data.readers import read_dataset
 from efface.errors import RequestError
 from efface.run.digests import canonical as canonical_bytes
 from efface.run.digests import digest_value
+from efface.run.keys import keyed_digest
 from efface.run.record import RequestRecord, SetRecord
 
 
@@ -130,8 +131,10 @@ class Request:
             name: SetRecord(source=self.sources[name], rows=len(data), digest=data_digest(data))
             for name, data in self.sets().items()
         }
-        identity = digest_value({name: row.digest for name, row in sets.items()})
+        parts = {name: row.digest for name, row in sets.items()}
+        names = keyed_digest(sorted(self.concepts.items())) if self.concepts else None
+        identity = digest_value(parts if names is None else {**parts, "concepts": names})
         return RequestRecord(
-            id=identity, scope=self.scope, received=self.received, approved_by=self.approved_by, sets=sets,
+            id=identity, scope=self.scope, received=self.received, approved_by=self.approved_by, sets=sets, concepts=names,
             merkle_root=merkle_root,
         )  # fmt: skip

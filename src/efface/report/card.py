@@ -121,6 +121,7 @@ def _how(result: MethodResult, base_model: str) -> str:
         lines.append(f"- Result: weights {_code(run.edit.edited_digest)}")
     meaning = CLAIMS.get(run.claim, "")
     lines.append(f"- Claim level: {plain(run.claim, 40)}. {meaning}".rstrip())
+    lines += [f"  - {plain(line, 400)}" for line in run.guarantee]
     return "\n".join(lines)
 
 

@@ -80,8 +80,8 @@ def claim_of(run: RunRecord, outcome: Outcome, ceiling: str | None = None) -> di
         ceiling: the level on the method's card, where it was looked up.
 
     Returns:
-        `first_line`, `level`, `limits` (why not higher), `meaning` and `outcome`, in this order, which is the
-        canonical order too.
+        `first_line`, `guarantee` (what an exact or certified claim rests on), `level`, `limits` (why not higher), `meaning`
+        and `outcome`, in this order, which is the canonical order too.
 
     Raises:
         RunError: unknown level or outcome.
@@ -98,8 +98,11 @@ def claim_of(run: RunRecord, outcome: Outcome, ceiling: str | None = None) -> di
         first = f"{_NOT_JUDGED} {'Nothing is shown.' if level == 'empirical' else _FIRST[level]}"
     else:
         first = _FIRST[level]
+    if level in ("exact", "certified") and run.guarantee:
+        first += f" {run.guarantee[0][:1].upper()}{run.guarantee[0][1:]}."
     return {
         "first_line": first,
+        "guarantee": run.guarantee if level in ("exact", "certified") else [],
         "level": level,
         "limits": [reason for limit, reason in limits if limit == level],
         "meaning": MEANINGS[level],
@@ -119,6 +122,7 @@ def joint_claim(claims: dict[str, dict[str, Any]]) -> dict[str, Any]:
     lines = " ".join(f"[{label}] {claim['first_line']}" for label, claim in claims.items())
     return {
         "first_line": f"{len(claims)} methods, one claim for each. {lines}",
+        "guarantee": [f"[{label}] {line}" for label, claim in claims.items() for line in claim["guarantee"]],
         "level": level,
         "limits": ["the lowest level of the methods below stands for the whole"],
         "meaning": MEANINGS[level],

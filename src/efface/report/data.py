@@ -10,6 +10,25 @@ from efface.run.cost import Cost
 from efface.run.record import Curve, Example, RunRecord
 
 
+class Reading(BaseModel):
+    """One kind of prompt through the layers (suite in-context)."""
+
+    n: int
+    skipped: int
+    curves: dict[str, list[float]] = Field(default_factory=dict, description="[L+1] means over the prompts")
+    shares: dict[str, float | None] = Field(default_factory=dict)
+
+
+class LayerSet(BaseModel):
+    """One set of facts: what stood in its tags, and the readings by kind of prompt."""
+
+    rule: str
+    layers: dict[str, Reading] = Field(default_factory=dict)
+
+
+LayerSets = dict[str, LayerSet]
+
+
 class MethodResult(BaseModel):
     """One audited run."""
 
@@ -23,6 +42,7 @@ class MethodResult(BaseModel):
     relearning: list[Curve] = Field(default_factory=list)
     quantisation: list[Finding] = Field(default_factory=list)
     examples: list[Example] = Field(default_factory=list)
+    layers: dict[str, LayerSets] = Field(default_factory=dict, description="role -> set -> kind of prompt -> reading")
 
     def finding(self, metric: str) -> Finding | None:
         """The finding of that machine name, if there."""
@@ -43,4 +63,4 @@ class ReportData(BaseModel):
     certificate: str | None = Field(None, description="digest of the certificate's statement, where there is one")
 
 
-__all__ = ["MethodResult", "Outcome", "ReportData"]
+__all__ = ["LayerSet", "LayerSets", "MethodResult", "Outcome", "Reading", "ReportData"]

@@ -10,11 +10,12 @@ from pydantic import TypeAdapter
 
 from efface.audit.verdict import Conclusion
 from efface.errors import RunError, StorageError
-from efface.report.data import MethodResult, ReportData
+from efface.report.data import LayerSets, MethodResult, ReportData
 from efface.run.files import read_json
 from efface.run.record import Curve, Example, RunRecord, load_costs
 
 _CURVES, _EXAMPLES = TypeAdapter(list[Curve]), TypeAdapter(list[Example])
+_SETS = TypeAdapter(LayerSets)
 
 
 def read_result(folder: Path, label: str | None = None) -> tuple[MethodResult, list[str]]:
@@ -37,10 +38,18 @@ def read_result(folder: Path, label: str | None = None) -> tuple[MethodResult, l
         result = MethodResult(
             label=label or run.method, run=run, outcome=conclusion.outcome, findings=conclusion.findings,
             costs=load_costs(folder), relearning=optional("curves.json", _CURVES), examples=optional("examples.json", _EXAMPLES),
+            layers=_layers(folder / "attacks" / "in-context.json"),
         )  # fmt: skip
     except ValueError as error:
         raise RunError(f"a record in '{folder}' is not what efface writes", None, "run its command again") from error
     return result, conclusion.not_tested
+
+
+def _layers(path: Path) -> dict[str, LayerSets]:
+    """The layer readings of an in-context run; nothing for any other."""
+    if not path.exists():
+        return {}
+    return {role: _SETS.validate_python(record["sets"]) for role, record in read_json(path).items()}
 
 
 def gather(

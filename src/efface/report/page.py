@@ -19,6 +19,7 @@ from markupsafe import Markup
 from efface.report import sections, words
 from efface.report.data import ReportData
 from efface.report.glyphs import outcome_icon, slug, verdict_icon
+from efface.report.layer_figures import layer_panels
 from efface.run.digests import short
 from efface.run.files import write_text
 
@@ -119,6 +120,7 @@ def render(data: ReportData) -> str:
             unplaced=unplaced,
             groups=sections.groups(results),
             panels=sections.relearning(results),
+            layer_panels=layer_panels(results),
             questions=sections.questions(results),
         )
     )
