@@ -6,6 +6,7 @@ comes back bit for bit; a saved edit reloads identically; apply then remove rest
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,31 @@ from efface.forget.method import find_method
 from efface.forget.objective import ObjectiveMethod
 from efface.train.scopes import LAYER
 
-METHODS = [name for name, entry in entries().items() if entry.card.verb == "forget"]
+NAMED = [name for name, entry in entries().items() if entry.card.verb == "forget"]
+METHODS = [name for name in NAMED if name != "s3t"]
+"""`s3t` works on a sliced ensemble only; tests/forget/test_s3t.py holds it to the same contract on one."""
+SEEDLESS = {"rocr"}
+"""Closed forms that draw nothing."""
+WHOLE = {"retrain", "dp2unlearning"}
+"""The whole model is trained anew."""
 OBJECTIVES = [name for name in METHODS if isinstance(find_method(name), ObjectiveMethod)]
 QUICK = {"learning_rate": 5e-3, "epochs": 2, "batch_size": 4}
+
+pytestmark = pytest.mark.filterwarnings("ignore:.* of the labels :UserWarning")
+"""Who's Harry Potter says where its labels teach nothing, or noise: after so few steps on this model they do."""
 
 
 def fit(subject: Any, request: Any, name: str, folder: Path, **more: Any) -> Edit:
     """One short fit into a folder."""
     method = find_method(name)
-    config = method.configure({**QUICK, **({"alpha": 0.5} if name == "task-vector" else {}), **more})
+    own: dict[str, Any] = {"task-vector": {"alpha": 0.5}, "rocr": {"layers": "0", "projector": "none"}}.get(name, {})
+    config = method.configure({**QUICK, **own, **more})
+    if "concepts" in method.card.needs:
+        request = dataclasses.replace(request, concepts={"person0": "person9"})
     return method.fit(subject, request, config, work=folder / "work", out=folder / "edit").edit
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", NAMED)
 def test_card_and_configuration(name: str) -> None:
     method = find_method(name)
     card = method.card
@@ -79,15 +92,16 @@ def test_same_seed_same_bits_other_seed_other_bits(name: str, tiny: Any, request
         fit(tiny, request_, name, tmp_path / str(i), seed=seed).facts.edited_digest for i, seed in enumerate((0, 0, 1))
     ]
     assert digests[0] == digests[1]
-    assert digests[0] != digests[2]
+    assert (digests[0] != digests[2]) == (name not in SEEDLESS)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "retrain"])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in WHOLE])
 def test_scope_layers_moves_only_those_layers(name: str, tiny: Any, request_: Any, tmp_path: Path) -> None:
     before = {key: value.clone() for key, value in tiny.weights().items()}
     edit = fit(tiny, request_, name, tmp_path, scope="layers", layers="-1", weight_decay=0.5)
     edit.apply(tiny)
-    moved = {key for key, value in tiny.weights().items() if not bool((before[key] == value).all())}
+    # an edit with tokens of its own adds rows; the rows that were there count
+    moved = {key for key, value in tiny.weights().items() if not bool((before[key] == value[: len(before[key])]).all())}
     assert moved
     assert {match[1] for key in moved if (match := LAYER.search(key))} == {"1"}
     assert all(LAYER.search(key) for key in moved)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import shutil
 import weakref
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,11 +22,13 @@ from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from efface.catalog import entries
 from efface.errors import RunError, StorageError, nearest
 from efface.run.digests import digest_file, digest_value
 from efface.run.files import read_json, storage, whole_folder, write_json
 from efface.run.record import EditRecord
 from efface.subjects.causal_lm import CausalLM
+from efface.train.lora_init import refuse_residual
 from efface.train.snapshot import Snapshot, bits
 
 
@@ -44,6 +47,7 @@ class EditFacts(BaseModel):
     parameters: int
     relative_change: float
     files: dict[str, str]
+    guarantee: list[str] = []
 
 
 class Edit(ABC):
@@ -138,7 +142,10 @@ class Edit(ABC):
         if not isinstance(facts, dict):
             raise RunError(f"{path / 'edit.json'} is not an edit", "an edit saved by efface", "copy or fit it again")
         kind = facts.get("kind")
-        kinds = {cls.kind: cls for cls in Edit.__subclasses__()}
+        kinds = _kinds()
+        if kind not in kinds:
+            entries()  # a method's own kind of edit stands in its own module
+            kinds = _kinds()
         if kind not in kinds:
             raise RunError(f"'{path}' holds an edit of kind '{kind}'", None, nearest(str(kind), kinds))
         return kinds[kind](path)
@@ -176,39 +183,67 @@ class WeightEdit(Edit):
     @classmethod
     def harvest(
         cls, subject: CausalLM, snapshot: Snapshot, folder: Path, *, base_digest: str, method: str, claim: str,
-        config: dict[str, Any],
+        config: dict[str, Any], beside: Sequence[Path] = (), guarantee: Sequence[str] = (),
     ) -> WeightEdit:  # fmt: skip
         """Store what training changed and put the subject back, without a second copy of the weights.
 
-        The live tensors are turned into differences in place, written, and then restored from the snapshot.
+        The live tensors are turned into differences in place, written, and then restored from the snapshot. Files
+        `beside` them (the mask that was used) are copied into the edit and checked with it. The `guarantee` says what an
+        exact or certified claim rests on, with its assumptions.
         """
         subject.changed()
         edited = subject.digest
-        changed = snapshot.changed()
-        if not changed:
-            raise RunError("the method changed no weight", "a change", "raise learning_rate or epochs")
-        moved = size = 0.0
-        deltas = {}
-        with torch.no_grad():
-            for name in changed:
-                live, base = snapshot.tensors[name], snapshot.base(name)
-                moved += float((live.double() - base.double()).square().sum())
-                size += float(base.double().square().sum())
-                bits(live).bitwise_xor_(bits(base))
-                deltas[name] = bits(live)
-        with whole_folder(folder) as partial:
-            path = partial / "delta.safetensors"
-            with storage(path):
-                save_file(deltas, path)
-            facts = EditFacts(
-                kind=cls.kind, method=method, claim=claim, config=config, base_digest=base_digest, edited_digest=edited,
-                tensors=len(changed), parameters=sum(t.numel() for t in deltas.values()),
-                relative_change=(moved / size) ** 0.5 if size else 0.0, files={path.name: digest_file(path)},
-            )  # fmt: skip
-            write_json(partial / "edit.json", facts.model_dump())
+        try:
+            changed = snapshot.changed()
+            if not changed:
+                raise RunError("the method changed no weight", "a change", "raise learning_rate or epochs")
+            moved = size = 0.0
+            deltas = {}
+            with torch.no_grad():
+                for name in changed:
+                    live, base = snapshot.tensors[name], snapshot.base(name)
+                    moved += float((live.double() - base.double()).square().sum())
+                    size += float(base.double().square().sum())
+                    bits(live).bitwise_xor_(bits(base))
+                    deltas[name] = bits(live)
+            with whole_folder(folder) as partial:
+                path = partial / "delta.safetensors"
+                with storage(path):
+                    save_file(deltas, path)
+                    for other in beside:
+                        shutil.copyfile(other, partial / other.name)
+                files = {name: digest_file(partial / name) for name in [path.name, *(other.name for other in beside)]}
+                facts = EditFacts(
+                    kind=cls.kind, method=method, claim=claim, config=config, base_digest=base_digest, edited_digest=edited,
+                    tensors=len(changed), parameters=sum(t.numel() for t in deltas.values()),
+                    relative_change=(moved / size) ** 0.5 if size else 0.0, files=files, guarantee=list(guarantee),
+                )  # fmt: skip
+                write_json(partial / "edit.json", facts.model_dump())
+        except BaseException:
+            subject.changed()  # the caller puts the bits back; what was computed from these is no longer true
+            raise
         snapshot.restore(changed)
         subject.changed()
         return cls(folder)
+
+
+def put_adapter_on(subject: CausalLM, folder: Path) -> None:
+    """The adapter of a folder around the subject's model; it remembers which parameters required gradients."""
+    from peft import PeftModel
+
+    flags = {name: p.requires_grad for name, p in subject.model.named_parameters()}
+    subject.model = PeftModel.from_pretrained(subject.model, str(folder)).eval()
+    subject.model.efface_flags = flags
+
+
+def take_adapter_off(subject: CausalLM) -> None:
+    """The model as it was before `put_adapter_on`, flags included."""
+    flags = getattr(subject.model, "efface_flags", {})
+    subject.model = subject.model.unload()
+    if hasattr(subject.model, "peft_config"):
+        del subject.model.peft_config
+    for name, parameter in subject.model.named_parameters():
+        parameter.requires_grad_(flags.get(name, True))
 
 
 class AdapterEdit(Edit):
@@ -217,22 +252,22 @@ class AdapterEdit(Edit):
     kind = "adapter"
 
     def _apply(self, subject: CausalLM) -> None:
-        from peft import PeftModel
-
-        subject.model = PeftModel.from_pretrained(subject.model, str(self.folder / "adapter")).eval()
+        put_adapter_on(subject, self.folder / "adapter")
 
     def _remove(self, subject: CausalLM) -> None:
-        subject.model = subject.model.unload()
-        for attribute in ("peft_config",):
-            if hasattr(subject.model, attribute):
-                delattr(subject.model, attribute)
+        take_adapter_off(subject)
 
     @classmethod
     def harvest(
         cls, subject: CausalLM, adapted: Any, folder: Path, *, base_digest: str, method: str, claim: str,
         config: dict[str, Any],
     ) -> AdapterEdit:  # fmt: skip
-        """Store the adapter that training left on `adapted` (a PEFT model around the subject's model)."""
+        """Store the adapter that training left on `adapted` (a PEFT model around the subject's model).
+
+        Raises:
+            RunError: the adapter belongs to a residual base, without which it is useless.
+        """
+        refuse_residual(adapted)
         with whole_folder(folder) as partial:
             with storage(partial):
                 adapted.save_pretrained(partial / "adapter", save_embedding_layers=False)
@@ -246,14 +281,19 @@ class AdapterEdit(Edit):
             names = sorted(p.relative_to(partial).as_posix() for p in (partial / "adapter").iterdir())
             facts = EditFacts(
                 kind=cls.kind, method=method, claim=claim, config=config, base_digest=base_digest, edited_digest=edited,
-                tensors=len(trained), parameters=sum(p.numel() for p in trained), relative_change=_adapter_change(adapted),
+                tensors=len(trained), parameters=sum(p.numel() for p in trained), relative_change=adapter_change(adapted),
                 files={name: digest_file(partial / name) for name in names},
             )  # fmt: skip
             write_json(partial / "edit.json", facts.model_dump())
         return cls(folder)
 
 
-def _adapter_change(adapted: Any) -> float:
+def _kinds(parent: type[Edit] = Edit) -> dict[str, type[Edit]]:
+    """Every kind of edit by name, at any depth."""
+    return {cls.kind: cls for own in parent.__subclasses__() for cls in (own, *_kinds(own).values())}
+
+
+def adapter_change(adapted: Any) -> float:
     """||delta W|| / ||W|| over the adapted matrices."""
     moved = size = 0.0
     with torch.no_grad():
@@ -265,4 +305,6 @@ def _adapter_change(adapted: Any) -> float:
     return (moved / size) ** 0.5 if size else 0.0
 
 
-__all__ = ["AdapterEdit", "Edit", "EditFacts", "WeightEdit"]
+__all__ = [
+    "AdapterEdit", "Edit", "EditFacts", "WeightEdit", "adapter_change", "put_adapter_on", "take_adapter_off",
+]  # fmt: skip

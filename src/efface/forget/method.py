@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,20 @@ from efface.data.request import Request
 from efface.errors import ConfigError, RequestError
 from efface.forget.edit import AdapterEdit, Edit, WeightEdit
 from efface.run.cost import Cost, measure_cost
-from efface.run.files import make_folder
+from efface.run.files import make_folder, write_json
 from efface.subjects.causal_lm import CausalLM
+from efface.subjects.prompts import Encoded
 from efface.train.config import TrainConfig
 from efface.train.engine import LossFunction, TrainLog, train
+from efface.train.mask_guard import guarding
+from efface.train.mask_selectors import MaskRows, mask_of
 from efface.train.scopes import ScopeConfig, scoped
 from efface.train.snapshot import Snapshot
 from efface.train.streams import Schedule
+from efface.train.weight_mask import WeightMask
+
+MASK_FILES = ("mask.safetensors", "mask.json")
+"""Stored beside the edit of a run with `scope=mask`."""
 
 
 class FitConfig(TrainConfig, ScopeConfig):
@@ -78,19 +86,29 @@ class Method(ABC):
 
 def train_edit(
     method: Method, subject: CausalLM, schedule: Schedule, loss: LossFunction, config: FitConfig, *, work: Path, out: Path,
-    restart: Callable[[], None] | None = None,
+    restart: Callable[[], None] | None = None, callbacks: tuple[Any, ...] = (), mask_rows: MaskRows | None = None,
+    guarantee: Sequence[str] = (), claim: str | None = None,
 ) -> Fitted:  # fmt: skip
     """Train within the scope, harvest the edit, restore the subject. One model in memory throughout.
 
     Args:
         restart: puts other starting weights into the subject, after the present ones are safe.
+        callbacks: of the engine; `efface.train.stopping` has one that ends the run early.
+        mask_rows: for `scope=mask`, what the weights are attributed to; default: the schedule's own forget and retain
+            rows. The mask is stored beside the edit.
+        guarantee: what an exact or certified claim rests on.
+        claim: a lower one than the card's, where this run does not reach it.
     """
     base = subject.digest
     make_folder(work)
     facts: dict[str, Any] = {
-        "base_digest": base, "method": method.card.name, "claim": method.card.claims, "config": config.model_dump(),
+        "base_digest": base, "method": method.card.name, "claim": claim or method.card.claims, "config": config.model_dump(),
     }  # fmt: skip
-    with measure_cost(f"fit {method.card.name}") as cost, scoped(subject.model, config) as model:
+    with (
+        measure_cost(f"fit {method.card.name}") as cost,
+        contextlib.nullcontext(_chosen(subject, config, mask_rows or _rows_of(schedule), work)) as mask,
+        scoped(subject.model, config, mask) as model, guarding(model, mask) as guards,
+    ):  # fmt: skip
         movable = {name: p for name, p in subject.weights().items() if p.requires_grad}
         if not movable:
             raise ConfigError(f"scope={config.scope} leaves no parameter to train", "at least one", "widen the scope")
@@ -98,7 +116,7 @@ def train_edit(
         def run() -> TrainLog:
             return train(
                 model, schedule, loss, config, folder=work / "checkpoints", pad_id=subject.pad_id,
-                label=f"fit {method.card.name}",
+                label=f"fit {method.card.name}", callbacks=(*guards, *callbacks),
             )  # fmt: skip
 
         edit: Edit
@@ -112,11 +130,32 @@ def train_edit(
                     restart()
                 log = run()
                 model.eval()
-                edit = WeightEdit.harvest(subject, snapshot, out, **facts)
+                beside = [work / name for name in MASK_FILES if mask is not None]
+                edit = WeightEdit.harvest(subject, snapshot, out, beside=beside, guarantee=guarantee, **facts)
         cost.items, cost.tokens = len(schedule) * len(schedule.streams), schedule.total_tokens
     subject.changed()
     shutil.rmtree(work, ignore_errors=True)
     return Fitted(edit, [cost], log.values)
+
+
+def _chosen(subject: CausalLM, config: FitConfig, rows: MaskRows, work: Path) -> WeightMask | None:
+    """The mask of `scope=mask`, written with what it selects by kind of module and which of WAGLE's terms dominates."""
+    if config.scope != "mask":
+        return None
+    mask = mask_of(subject, config, rows, config.seed)
+    shares = {kind: {"selected": part, "of": whole} for kind, (part, whole) in mask.counts().items()}
+    mask.save(work / MASK_FILES[0])
+    write_json(work / MASK_FILES[1], {**mask.facts.model_dump(), "selected_share": mask.density, "modules": shares})
+    return mask
+
+
+def _rows_of(schedule: Schedule) -> MaskRows:
+    """The plain forget and retain streams of a schedule."""
+    found: dict[str, list[Encoded]] = {}
+    for name in ("forget", "retain"):
+        rows = schedule.streams[name].rows if name in schedule.streams else ()
+        found[name] = [row for row in rows if isinstance(row, Encoded)]
+    return MaskRows(**found)
 
 
 def find_method(name: str) -> Method:

@@ -19,13 +19,14 @@ from torch import Tensor
 from efface.catalog import Card
 from efface.data.refusals import REFUSALS
 from efface.data.request import Request
-from efface.errors import RequestError
+from efface.errors import ConfigError, RequestError
 from efface.forget.method import FitConfig, Fitted, Method, train_edit
 from efface.forget.retain import retain_loss, retain_stream
 from efface.subjects.answers import AnswerLogits, answer_logits
 from efface.subjects.causal_lm import CausalLM
 from efface.subjects.prompts import Encoded
-from efface.train.engine import world_size
+from efface.train.engine import LossFunction, world_size
+from efface.train.mask_selectors import MaskRows
 from efface.train.reference import reference_logp
 from efface.train.streams import Schedule, Stream, whole_batch
 
@@ -37,6 +38,10 @@ class ObjectiveConfig(FitConfig):
     retain_weight: float = Field(1.0, ge=0, description="alpha: weight of the retain term")
     retain_term: Literal["none", "nll", "kl"] = Field("none", description="what holds the retain set in place")
     retain_top_k: int = Field(64, ge=1, description="for retain_term=kl: cached log-probabilities a token")
+    anchor: Literal["forget", "retain"] = Field(
+        "forget",
+        description="whose passes are the epochs and fill batch_size; retain: the forget rows come round more often",
+    )
     repeat_pairs: bool = Field(
         False, description="pair each forget row with one retain row for ever, as the official TOFU loader does"
     )
@@ -107,8 +112,12 @@ class ObjectiveMethod(Method):
             found["alternative"] = self._alternatives(subject, request, config)
         if config.retain_term != "none" and request.retain is not None:
             keep = subject.encode_rows(request.retain, name="retain")
-            found["retain"] = retain_stream(config.retain_term, subject, keep, config.retain_top_k)
+            found["retain"] = self.retained(subject, keep, config)
         return found
+
+    def retained(self, subject: CausalLM, rows: list[Encoded], config: ObjectiveConfig) -> Stream:
+        """The retain rows with what the retain term needs."""
+        return retain_stream(config.retain_term, subject, rows, config.retain_top_k)
 
     def _alternatives(self, subject: CausalLM, request: Request, config: ObjectiveConfig) -> Stream:
         """Refusals for every row: as many different ones as there are passes, so that the reference costs no more."""
@@ -122,26 +131,56 @@ class ObjectiveMethod(Method):
             for i, question in enumerate(request.forget["question"])
         ]
         if not self.reference:
-            return Stream(variants, aligned=True)
+            return Stream(variants, of="forget")
         flat: list[Encoded] = [row for group in variants for row in group]
         logp = reference_logp(subject, flat).view(len(variants), count)
-        return Stream(variants, {"ref_logp": logp}, aligned=True)
+        return Stream(variants, {"ref_logp": logp}, of="forget")
+
+    @staticmethod
+    def schedule(streams: dict[str, Stream], config: ObjectiveConfig) -> Schedule:
+        """The batches of a run.
+
+        Raises:
+            ConfigError: the anchor is no stream of this run.
+        """
+        if config.anchor not in streams:
+            raise ConfigError(f"anchor={config.anchor}", "a retain term and a retain set", "use anchor=forget")
+        batch = whole_batch(len(streams[config.anchor].rows), config.batch_size, config.micro_batch_size, world_size())
+        return Schedule(
+            streams, anchor=config.anchor, epochs=config.epochs, batch_size=batch, seed=config.seed,
+            repeat_pairs=config.repeat_pairs,
+        )  # fmt: skip
+
+    def prepare(
+        self, subject: CausalLM, request: Request, config: ObjectiveConfig
+    ) -> tuple[Schedule, LossFunction, MaskRows | None]:
+        """The batches, the loss of a step, and the rows that a mask is attributed to.
+
+        Weights that say the refusals are attributed to refusals, as WAGLE does for preference optimisation.
+
+        Raises:
+            ConfigError: the anchor is no stream of this run.
+        """
+        streams = self.streams(subject, request, config)
+        schedule = self.schedule(streams, config)
+
+        def loss(model: Any, parts: dict[str, dict[str, Tensor]]) -> tuple[Tensor, dict[str, float]]:
+            return self._step(model, parts, config)
+
+        rows = None
+        if config.scope == "mask":
+            wanted = streams["alternative" if self.alternative else "forget"].rows
+            forget = [row for one in wanted for row in ([one] if isinstance(one, Encoded) else one)]
+            keep = None if request.retain is None else subject.encode_rows(request.retain, name="retain")
+            rows = MaskRows(forget, keep)
+        return schedule, loss, rows
 
     def fit(self, subject: CausalLM, request: Request, config: FitConfig, *, work: Path, out: Path) -> Fitted:
         """See `Method.fit`."""
         assert isinstance(config, ObjectiveConfig)
         self.check(request, config)
-        streams = self.streams(subject, request, config)
-        batch = whole_batch(len(request.forget), config.batch_size, config.micro_batch_size, world_size())
-        schedule = Schedule(
-            streams, anchor="forget", epochs=config.epochs, batch_size=batch, seed=config.seed,
-            repeat_pairs=config.repeat_pairs,
-        )  # fmt: skip
-
-        def loss(model: Any, parts: dict[str, dict[str, Tensor]]) -> tuple[Tensor, dict[str, float]]:
-            return self._step(model, parts, config)
-
-        return train_edit(self, subject, schedule, loss, config, work=work, out=out)
+        schedule, loss, rows = self.prepare(subject, request, config)
+        return train_edit(self, subject, schedule, loss, config, work=work, out=out, mask_rows=rows)
 
     def _step(
         self, model: Any, parts: dict[str, dict[str, Tensor]], config: ObjectiveConfig

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from efface.data.request import Request
-from efface.errors import InputError, RunError
+from efface.errors import ConfigError, InputError, RunError
 from efface.forget.edit import Edit
 from efface.forget.method import FitConfig, Method, find_method
 from efface.run.cost import Cost
@@ -25,7 +25,7 @@ from efface.run.files import make_folder, read_json, sweep, write_json
 from efface.run.manifest import MANIFEST, write_manifest
 from efface.run.record import RunRecord, environment, load_costs, save_costs
 from efface.subjects.causal_lm import CausalLM, as_subject
-from efface.train.engine import Diverged
+from efface.train.engine import Diverged, world_size
 
 OWN_FILES = {"inputs.json", "edit", "work", "run.json", "costs.json", MANIFEST}
 
@@ -128,6 +128,11 @@ def forget_into(
     subject: CausalLM, request: Request, method: Method, config: FitConfig, out: Path, *, merkle_root: str | None = None
 ) -> Edit:
     """Fit into a run folder; see the module for what happens when it is there already."""
+    if world_size() > 1:
+        raise ConfigError(
+            f"'forget' in {world_size()} processes", "one: every process would write the same run folder",
+            "run it without accelerate launch",
+        )  # fmt: skip
     method.check(request, config)
     record = request.record(merkle_root)
     inputs = {
@@ -143,9 +148,9 @@ def forget_into(
     save_costs(out, costs)
     taxonomy = method.card.taxonomy
     run = RunRecord(
-        kind="forget", created=now(), method=method.card.name, system=method.card.system, claim=str(method.card.claims),
+        kind="forget", created=now(), method=method.card.name, system=method.card.system, claim=edit.facts.claim,
         intention=taxonomy.intention if taxonomy else "none", config=edit.facts.config, model=subject.record(),
-        request=record, environment=environment(), edit=edit.record,
+        request=record, environment=environment(), edit=edit.record, guarantee=edit.facts.guarantee,
     )  # fmt: skip
     write_json(out / "run.json", run.model_dump(mode="json"))
     write_manifest(out, kind="run")

@@ -13,6 +13,7 @@ from efface.catalog import Card, Taxonomy
 from efface.data.request import Request
 from efface.forget.method import FitConfig, Fitted, Method, train_edit
 from efface.subjects.causal_lm import CausalLM
+from efface.train.mask_selectors import MaskRows
 from efface.train.supervised import answer_loss, supervised_schedule
 
 CARD = Card(
@@ -52,7 +53,10 @@ class Finetune(Method):
         self.check(request, config)
         assert request.retain is not None
         rows = subject.encode_rows(request.retain, name="retain")
-        return train_edit(self, subject, supervised_schedule(rows, config), answer_loss, config, work=work, out=out)
+        return train_edit(
+            self, subject, supervised_schedule(rows, config), answer_loss, config, work=work, out=out,
+            mask_rows=MaskRows(subject.encode_rows(request.forget, name="forget"), rows),
+        )  # fmt: skip
 
 
 METHOD = Finetune()
