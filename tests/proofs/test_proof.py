@@ -42,3 +42,15 @@ def test_proofs_are_found_and_misspellings_answered() -> None:
     assert find_proof("npo").system == "npo"
     with pytest.raises(ConfigError, match="did you mean 'tofu'"):
         find_proof("tofuu")
+
+
+def test_a_reported_figure_has_no_threshold_and_is_no_headline() -> None:
+    told = Check(name="beside", figure=0.3, relation="reported", baseline=0.1)
+    assert told.holds
+    assert told.bound == "reported"
+    assert Check(name="x", figure=1, relation=">=", threshold=0.5).bound == ">= 0.5"
+    for bad in ({"relation": "reported", "threshold": 0.0}, {"relation": ">="}):
+        with pytest.raises(ValueError, match="every relation but 'reported'"):
+            Check(name="x", figure=0.0, **bad)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="headline"):
+        Proof("x", "claim", lambda: [told]).run()

@@ -2,7 +2,8 @@
 
 Two worlds on one frame. `elements`: 118 chemical elements x {symbol, atomic number, period, block} in three templates,
 names as words and answers spelled character by character. `capitals`: 60 countries x {capital, region, currency} in three
-forms, answers as words. The split into forget, retain and holdout is fixed; the seed moves weights and order only, so
+forms, answers as words. Models are small Llamas; a `build` of another architecture is there for claims that depend on how far
+a step of training goes. The split into forget, retain and holdout is fixed; the seed moves weights and order only, so
 models of different seeds answer the same request. Models are trained once and cached.
 """
 
@@ -134,6 +135,10 @@ WORLDS: dict[str, WorldSpec] = {
 }  # fmt: skip
 """Sizes and steps of the specifications' fixtures: 900 steps of 64 (elements), 480 steps of 32 (capitals)."""
 
+Build = Literal["llama", "gpt2"]
+BUILDS: dict[Build, dict[str, str]] = {"llama": {}, "gpt2": {"architecture": "gpt2", "start": "unit"}}
+"""Settings that make another model of the same facts: a GPT-2 with unit embeddings, which a step of training moves less."""
+
 
 def fact_rows(spec: WorldSpec) -> list[dict[str, Any]]:
     """Every fact in every form, with `WRONG` wrong answers that are other subjects' values of the same relation.
@@ -206,13 +211,14 @@ def _subjects(rows: Sequence[dict[str, Any]], names: set[str]) -> list[dict[str,
     return [row for row in rows if row["id"].split("/")[0] in names]
 
 
-def fact_model(world: World, seed: int = 0, *, retrained: bool = False) -> CausalLM:
+def fact_model(world: World, seed: int = 0, *, retrained: bool = False, build: Build = "llama") -> CausalLM:
     """One model of a world: trained on everything, or `retrained` without the forgotten facts; from the cache if there.
 
     Args:
         world: a key of `WORLDS`.
         seed: of the starting weights and the order of the rows; the split does not depend on it.
         retrained: leave every form of the forgotten facts out.
+        build: of the model.
 
     Raises:
         ConfigError: no such world.
@@ -221,8 +227,8 @@ def fact_model(world: World, seed: int = 0, *, retrained: bool = False) -> Causa
     assert request.retain is not None
     kept = [request.retain] if background is None else [request.retain, background]
     known = vocabulary_data(request)
-    config = WORLDS[world].config.model_copy(update={"seed": seed})
-    folder = _folder(world, seed)
+    config = _settings(world, seed, build)
+    folder = _folder(world, seed, build)
     if retrained:
         return learn(
             kept,
@@ -237,12 +243,16 @@ def fact_model(world: World, seed: int = 0, *, retrained: bool = False) -> Causa
     )
 
 
-def _folder(world: World, seed: int) -> Path:
+def _settings(world: World, seed: int, build: Build) -> CausalLMConfig:
+    return WORLDS[world].config.model_copy(update={"seed": seed, **BUILDS[build]})
+
+
+def _folder(world: World, seed: int, build: Build = "llama") -> Path:
     """The cache folder of a world's models, named by the digest of settings and data."""
     request, background, forms = split(world)
     assert request.retain is not None
     parts = [request.retain, *([background] if background is not None else []), forms, *vocabulary_data(request)]
-    config = WORLDS[world].config.model_copy(update={"seed": seed})
+    config = _settings(world, seed, build)
     key = {"config": config.model_dump(), "data": [data_digest(part) for part in parts]}
     return make_folder(cache_folder() / "lab" / digest_value(key).removeprefix("sha256:")[:24])
 

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from efface.errors import ConfigError, nearest
 
-Relation = Literal[">", ">=", "<", "<=", "=="]
+Relation = Literal[">", ">=", "<", "<=", "==", "reported"]
+"""`reported`: a figure that stands beside the checks, without a threshold to hold."""
 
 
 class Check(BaseModel):
@@ -29,14 +30,27 @@ class Check(BaseModel):
     name: str = Field(description="what is compared")
     figure: float
     relation: Relation
-    threshold: float
+    threshold: float | None = None
     baseline: float | None = Field(None, description="the same figure for the method that must be beaten")
     seeds: tuple[int, ...] = (0,)
 
+    @model_validator(mode="after")
+    def _judged_or_reported(self) -> Check:
+        if (self.relation == "reported") != (self.threshold is None):
+            raise ValueError(f"'{self.name}': a threshold belongs to every relation but 'reported'")
+        return self
+
+    @property
+    def bound(self) -> str:
+        """Relation and threshold in words."""
+        return "reported" if self.threshold is None else f"{self.relation} {self.threshold:g}"
+
     @property
     def holds(self) -> bool:
-        """Whether the figure satisfies the threshold; NaN never does."""
+        """Whether the figure satisfies the threshold; NaN never does. A reported figure has nothing to hold."""
         x, y = self.figure, self.threshold
+        if y is None:
+            return True
         return {">": x > y, ">=": x >= y, "<": x < y, "<=": x <= y, "==": x == y}[self.relation]
 
 
@@ -80,6 +94,8 @@ class Proof:
         start = time.perf_counter()
         checks = self.checks()
         first = checks[0]
+        if first.threshold is None:
+            raise ConfigError(f"the proof of '{self.system}' begins with a reported figure", "the headline check first")
         return ProofResult(
             system=self.system, claim=self.claim, figure=first.figure, baseline=first.baseline, threshold=first.threshold,
             holds=all(check.holds for check in checks), seconds=time.perf_counter() - start, checks=checks,
