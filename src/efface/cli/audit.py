@@ -20,7 +20,8 @@ def audit(
     ),
     settings: list[str] | None = typer.Argument(None, help="key=value settings, for example relearning.max_steps=100."),
     suite: str | None = typer.Option(
-        None, help="Comma-separated: tofu, membership, memorisation, relearning, quantisation; default all."
+        None,
+        help="Comma-separated: tofu, membership, memorisation, relearning, quantisation, in-context; default all that apply.",
     ),
     against: str | None = typer.Option(
         None, help="A retrained model (or, with --import-log, its log): the honest reference."

@@ -16,6 +16,7 @@ OPTIONS = (
     "retain",
     "holdout",
     "evaluate",
+    "concept",
     "scope_words",
     "received",
     "approved_by",
@@ -35,7 +36,7 @@ def read_request(given: dict[str, Any]) -> Any:
     }
     return Request.load(
         v.need(given, "forget", "the rows to forget"), given.get("retain"), given.get("holdout"),
-        v.named(given.get("evaluate"), "evaluate"), **fields,
+        v.named(given.get("evaluate"), "evaluate"), concepts=v.concepts(given.get("concept")), **fields,
     )  # fmt: skip
 
 
@@ -57,6 +58,10 @@ def forget(
     retain: str | None = typer.Option(None, help="Rows to keep."),
     holdout: str | None = typer.Option(None, help="Rows like the forget rows that the model has never seen."),
     evaluate: list[str] | None = typer.Option(None, help="name=path of further sets for utility; repeat."),
+    concept: list[str] | None = typer.Option(
+        None,
+        help="A name to forget, or NAME=REPLACEMENT, for methods that take names; repeat. Personal data, as the rows are.",
+    ),
     scope_words: str | None = typer.Option(
         None, help="The request in words, without naming a person; goes into the certificate."
     ),
@@ -75,7 +80,7 @@ def forget(
         settings, method = [method, *(settings or [])], None
     options = {
         "method": method, "model": model, "forget": forget, "retain": retain, "holdout": holdout, "evaluate": evaluate,
-        "scope_words": scope_words, "received": received, "approved_by": approved_by, "out": out,
+        "concept": concept, "scope_words": scope_words, "received": received, "approved_by": approved_by, "out": out,
     }  # fmt: skip
     values = v.merge(config, options, settings)
     given = v.take(values, OPTIONS)

@@ -67,7 +67,10 @@ def learn(
         last = {name: value for name, value in facts.items() if name.startswith("final_")}
         v.emit({"model": str(folder), "digest": subject.digest, **last, "cost": facts["cost"]})
         return 0
-    cost, last_loss = facts["cost"], facts["final_nll" if "final_nll" in facts else "final_loss"]
-    v.tell(f"{subject} trained in {cost['seconds']:.1f} s, peak {cost['peak_mb']:,.0f} MiB, last loss {last_loss:.3f}")
+    cost, loss = facts["cost"], facts.get("final_nll", facts.get("final_loss"))
+    ended = (
+        "" if loss is None else f", last loss {loss:.3f}"
+    )  # a private base does not say: its loss is of protected rows
+    v.tell(f"{subject} trained in {cost['seconds']:.1f} s, peak {cost['peak_mb']:,.0f} MiB{ended}")
     v.tell(f"model folder: {folder}")
     return 0

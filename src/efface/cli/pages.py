@@ -64,13 +64,14 @@ def system_page(system: str, members: list[Entry], record: Mapping[str, Any] | N
             lines += ["| check | figure | threshold | baseline | holds |", "|---|---|---|---|---|"]
             for check, holds in zip(record["checks"], record["holding"], strict=True):
                 beside = "" if check["baseline"] is None else f"{check['baseline']:.4g}"
-                bound = f"{check['relation']} {check['threshold']:g}"
+                told = check["threshold"] is None
+                bound = "reported" if told else f"{check['relation']} {check['threshold']:g}"
                 cells = [
                     check["name"].replace("|", "/"),
                     f"{check['figure']:.4g}",
                     bound,
                     beside,
-                    "yes" if holds else "**no**",
+                    "" if told else "yes" if holds else "**no**",
                 ]
                 lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

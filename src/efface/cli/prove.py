@@ -53,8 +53,8 @@ def prove(
                 f"{result.system}: {'HOLDS' if result.holds else 'DOES NOT HOLD'} in {result.seconds:.1f} s\n  {result.claim}"
             )
             for check in result.checks:
-                word = "ok " if check.holds else "BAD"
-                bound = f"threshold {check.relation} {check.threshold:g}"
+                word = "   " if check.threshold is None else "ok " if check.holds else "BAD"
+                bound = check.bound if check.threshold is None else f"threshold {check.bound}"
                 beside = "" if check.baseline is None else f", baseline {check.baseline:.4g}"
                 v.tell(f"  {word} {check.name}: {check.figure:.4g} ({bound}{beside})")
     return 0 if held else 1

@@ -117,6 +117,27 @@ def named(pairs: Any, option: str) -> dict[str, str]:
     return found
 
 
+def concepts(given: Any) -> dict[str, str | None]:
+    """`NAME` or `NAME=REPLACEMENT` words (or a mapping from a config file) to names with their replacements.
+
+    Raises:
+        ConfigError: an empty name, or one that is given twice.
+    """
+    pairs = (
+        [(str(name), None if other is None else str(other)) for name, other in given.items()]
+        if isinstance(given, Mapping)
+        else [(name, other if equals else None) for name, equals, other in (str(w).partition("=") for w in given or ())]
+    )
+    found: dict[str, str | None] = {}
+    for name, other in pairs:
+        if not name.strip() or (other is not None and not other.strip()) or name.strip() in found:
+            raise ConfigError(
+                f"--concept '{name}{'' if other is None else '=' + other}'", "each name once, NAME or NAME=REPLACEMENT"
+            )
+        found[name.strip()] = None if other is None else other.strip()
+    return found
+
+
 def refuse_unknown(values: Mapping[str, Any], known: Iterable[str], owner: str) -> None:
     """Refuse keys that nobody takes."""
     for key in values:
