@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from efface.audit.finding import Estimate
+from efface.audit.folder import AUDIT_PHASES
 from efface.report.data import MethodResult
 from efface.report.gather import read_result
 
@@ -57,11 +58,15 @@ def main() -> None:
     )
     for result in results:
         costs = {cost.phase: cost for cost in result.costs}
-        fit = next(cost for name, cost in costs.items() if name.startswith("fit"))
+        fitting = [
+            cost for name, cost in costs.items() if not name.startswith(AUDIT_PHASES)
+        ]  # labels, a reinforced model, ...
         scored, attacked = (costs.get(f"{name}, unlearned") for name in ("score and generate", "relearning attack"))
-        rate = f"{fit.tokens_per_second:,.0f}" if fit.tokens_per_second else ""
+        rates = [cost.tokens_per_second for cost in fitting if cost.tokens_per_second]
+        rate = f"{rates[-1]:,.0f}" if rates else ""
         print(
-            f"| `{result.label}` | {fit.seconds:.0f} | {rate} | {fit.peak_mb:,.0f} | "
+            f"| `{result.label}` | {sum(cost.seconds for cost in fitting):.0f} | {rate} | "
+            f"{max(cost.peak_mb for cost in fitting):,.0f} | "
             f"{scored.seconds if scored else 0:.0f} | {attacked.seconds if attacked else 0:.0f} |"
         )
 
