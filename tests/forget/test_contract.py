@@ -18,7 +18,7 @@ from efface.errors import ConfigError, RequestError, RunError
 from efface.forget.edit import Edit
 from efface.forget.method import find_method
 from efface.forget.objective import ObjectiveMethod
-from efface.train.scopes import LAYER
+from efface.subjects.hooks import LAYER
 
 NAMED = [name for name, entry in entries().items() if entry.card.verb == "forget"]
 METHODS = [name for name in NAMED if name != "s3t"]

@@ -23,12 +23,9 @@ def test_thresholds_are_the_specifications(monkeypatch: pytest.MonkeyPatch) -> N
         (">", 0.0),
     ]
     assert all(check.holds for check in checks)
-    found["who-is-harry-potter"] = [(0.03, 0.85), (0.04, 0.85), (0.03, 0.1)]
+    found["who-is-harry-potter"] = [(0.001, 0.95), (0.03, 0.95), (0.001, 0.1)]
     judged = [check for check in whp.capitals_checks() if check.threshold is not None]
-    assert not any(check.holds for check in judged)
-    found["who-is-harry-potter"] = [(0.001, 0.95), (0.03, 0.95), (0.001, 0.95)]
-    shown = next(check for check in whp.capitals_checks() if check.relation == "reported")
-    assert shown.figure == 0.03, "the worst seed stands beside the mean"
+    assert not any(check.holds for check in judged), "the worst seed counts"
 
 
 def test_the_books_part_has_the_ablation_as_its_baseline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -6,13 +6,16 @@ import math
 import warnings
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from efface.errors import ConfigError, InputError, MissingExtraError, ModelError
 from efface.train import private
+from efface.train.noise_source import filled
 from efface.train.private import (
     PrivacyReport,
     PrivacyWarning,
@@ -230,3 +233,36 @@ def test_without_opacus_the_error_says_what_to_install(monkeypatch: pytest.Monke
         epsilon_of(1.0, 0.5, 1, 1e-5)
     with pytest.raises(ConfigError, match="noise"):
         epsilon_of(0.0, 0.5, 1, 1e-5)
+
+
+def test_noise_is_not_one_of_four_billion_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch takes 32 bits of a seed, so a stream that is seeded could be found by trying them all."""
+    assert torch.equal(*(torch.rand(3, generator=torch.Generator().manual_seed(7 + (k << 32))) for k in (0, 1)))
+    material = bytes(range(32))
+    first, again = filled(material), filled(material)
+    assert torch.equal(torch.randn(64, generator=first), torch.randn(64, generator=again))
+    state = first.get_state()
+    body = filled(material).get_state()[24 : 24 + 8 * 624].view(torch.int64)
+    assert len(body.unique()) == 624
+    assert bool(((body >= 0) & (body < 2**32)).all())
+    for place in (0, 15, 31):  # every part of the key counts
+        other = bytearray(material)
+        other[place] ^= 1
+        assert not torch.equal(filled(bytes(other)).get_state(), filled(material).get_state())
+    assert not torch.equal(torch.Generator().manual_seed(0).get_state(), state)
+    with pytest.raises(ValueError, match="32 or more"):
+        filled(b"short")
+
+
+def test_filled_streams_are_uniform_and_normal() -> None:
+    generator = filled(b"k" * 32)
+    uniform = torch.rand(200_000, generator=generator, dtype=torch.float64).numpy()
+    normal = torch.randn(200_000, generator=generator, dtype=torch.float64).numpy()
+    assert stats.kstest(uniform, "uniform").pvalue > 1e-3
+    assert stats.kstest(normal, "norm").pvalue > 1e-3
+    assert abs(np.corrcoef(uniform[1:], uniform[:-1])[0, 1]) < 0.01
+
+
+def test_system_noise_never_repeats() -> None:
+    config = PrivateConfig(noise_from="system")
+    assert not torch.equal(*(torch.rand(4, generator=config.generator("a")) for _ in range(2)))

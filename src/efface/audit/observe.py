@@ -143,16 +143,9 @@ def generate(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """The generation pass: greedy answers compared with the reference answers, in the order of the data."""
     prompts = subject.encode_prompts(data, name=name)
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    outputs: list[list[int]] = [[] for _ in prompts]
-    with track(f"generate {name}", len(prompts)) as advance:
-        for start in range(0, len(order), batch_size):
-            part = order[start : start + batch_size]
-            for index, tokens in zip(
-                part, subject.generate([prompts[i] for i in part], max_new_tokens=max_new_tokens), strict=True
-            ):
-                outputs[index] = tokens
-            advance(len(part))
+    outputs = subject.generate_all(
+        prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, label=f"generate {name}"
+    )
     rows = []
     for identity, reference, tokens in zip(data["id"], data["answer"], outputs, strict=True):
         text = subject.decode(tokens)

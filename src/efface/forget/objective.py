@@ -7,8 +7,8 @@ alternative answer where it asks for one. It returns the mean over the optimiser
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -28,6 +28,7 @@ from efface.subjects.prompts import Encoded
 from efface.train.engine import LossFunction, world_size
 from efface.train.mask_selectors import MaskRows
 from efface.train.reference import reference_logp
+from efface.train.stopping import StopWhen
 from efface.train.streams import Schedule, Stream, whole_batch
 
 
@@ -62,6 +63,7 @@ class ForgetBatch:
         token_share: [B] one over the answer tokens of the whole optimiser step.
         alternative_token_share: the same for the alternatives.
         row_share: [B] one over the rows of the whole optimiser step.
+        extras: whatever else travels with the rows to forget, as their stream has it.
     """
 
     answer: AnswerLogits | None
@@ -71,6 +73,17 @@ class ForgetBatch:
     token_share: Tensor
     alternative_token_share: Tensor | None
     row_share: Tensor
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to be trained: its batches, the loss of a forward pass, what ends it, what a mask is made from."""
+
+    schedule: Schedule
+    loss: LossFunction
+    callbacks: tuple[Any, ...] = ()
+    mask_rows: MaskRows | None = None
 
 
 class ObjectiveMethod(Method):
@@ -82,7 +95,12 @@ class ObjectiveMethod(Method):
         loss: `(config, batch) -> scalar`.
         reference: needs log-probabilities under the model before training.
         alternative: needs an alternative answer; drawn anew from the refusals in each pass.
+
+    Attributes:
+        plain: `prepare` says all there is to say: whoever trains its batches and loss trains this method.
     """
+
+    plain = True
 
     def __init__(
         self, card: Card, config_class: type[ConfigT], loss: Callable[[ConfigT, ForgetBatch], Tensor], *,
@@ -151,21 +169,29 @@ class ObjectiveMethod(Method):
             repeat_pairs=config.repeat_pairs,
         )  # fmt: skip
 
-    def prepare(
-        self, subject: CausalLM, request: Request, config: ObjectiveConfig
-    ) -> tuple[Schedule, LossFunction, MaskRows | None]:
-        """The batches, the loss of a step, and the rows that a mask is attributed to.
-
-        Weights that say the refusals are attributed to refusals, as WAGLE does for preference optimisation.
+    def prepare(self, subject: CausalLM, request: Request, config: ObjectiveConfig) -> Prepared:
+        """Everything but the training.
 
         Raises:
             ConfigError: the anchor is no stream of this run.
         """
-        streams = self.streams(subject, request, config)
+        return self.assemble(subject, request, self.streams(subject, request, config), config)
+
+    def assemble(
+        self, subject: CausalLM, request: Request, streams: dict[str, Stream], config: ObjectiveConfig
+    ) -> Prepared:
+        """A run over given streams.
+
+        Weights that say the refusals are attributed to refusals, as WAGLE does for preference optimisation.
+        """
         schedule = self.schedule(streams, config)
+        stop = self.stop(subject, schedule, config)
 
         def loss(model: Any, parts: dict[str, dict[str, Tensor]]) -> tuple[Tensor, dict[str, float]]:
-            return self._step(model, parts, config)
+            total, numbers = self.terms(model, parts, config)
+            if stop is not None:
+                stop.see(numbers[stop.watched])
+            return total, numbers
 
         rows = None
         if config.scope == "mask":
@@ -173,31 +199,42 @@ class ObjectiveMethod(Method):
             forget = [row for one in wanted for row in ([one] if isinstance(one, Encoded) else one)]
             keep = None if request.retain is None else subject.encode_rows(request.retain, name="retain")
             rows = MaskRows(forget, keep)
-        return schedule, loss, rows
+        return Prepared(schedule, loss, () if stop is None else (stop,), rows)
+
+    def stop(self, subject: CausalLM, schedule: Schedule, config: ObjectiveConfig) -> StopWhen | None:
+        """What ends the run before its schedule does; by default nothing."""
+        return None
 
     def fit(self, subject: CausalLM, request: Request, config: FitConfig, *, work: Path, out: Path) -> Fitted:
         """See `Method.fit`."""
         assert isinstance(config, ObjectiveConfig)
         self.check(request, config)
-        schedule, loss, rows = self.prepare(subject, request, config)
-        return train_edit(self, subject, schedule, loss, config, work=work, out=out, mask_rows=rows)
+        run = self.prepare(subject, request, config)
+        return train_edit(
+            self, subject, run.schedule, run.loss, config, work=work, out=out, callbacks=run.callbacks, mask_rows=run.mask_rows
+        )  # fmt: skip
 
-    def _step(
+    def terms(
         self, model: Any, parts: dict[str, dict[str, Tensor]], config: ObjectiveConfig
     ) -> tuple[Tensor, dict[str, float]]:
+        """The whole loss of one forward pass, and the numbers of the log."""
         forget, other = parts["forget"], parts.get("alternative")
         batch = ForgetBatch(
             answer=answer_logits(model, forget), answer_ref=forget.get("ref_logp"),
             alternative=None if other is None else answer_logits(model, other),
             alternative_ref=None if other is None else other.get("ref_logp"),
             token_share=forget["token_share"], row_share=forget["row_share"],
-            alternative_token_share=None if other is None else other["token_share"],
+            alternative_token_share=None if other is None else other["token_share"], extras=forget,
         )  # fmt: skip
         value = self.loss(config, batch)
-        numbers = {"forget": float(value.detach())}
+        numbers = {"forget": float(value.detach()), **self.told(batch, parts)}
         total = config.forget_weight * value
         if "retain" in parts:
             kept = retain_loss(config.retain_term, model, parts["retain"])
             numbers["retain"] = float(kept.detach())
             total = total + config.retain_weight * kept
         return total, numbers
+
+    def told(self, batch: ForgetBatch, parts: dict[str, dict[str, Tensor]]) -> dict[str, float]:
+        """More numbers for the log, without a part in the loss."""
+        return {}

@@ -117,11 +117,8 @@ def parts(section: str, seed: int) -> tuple[list[str], list[str], list[str]]:
 def continuations(model: CausalLM, data: Dataset) -> list[str]:
     """Greedy continuations of the prompts, without the prompts."""
     prompts = model.encode_prompts(data, name="prompts")
-    found: list[str] = []
-    for start in range(0, len(prompts), 50):
-        part = model.generate(prompts[start : start + 50], max_new_tokens=WORDS - PROMPT_WORDS)
-        found += [model.decode(tokens) for tokens in part]
-    return found
+    made = model.generate_all(prompts, max_new_tokens=WORDS - PROMPT_WORDS, batch_size=50)
+    return [model.decode(tokens) for tokens in made]
 
 
 def perplexity(model: CausalLM, data: Dataset) -> float:

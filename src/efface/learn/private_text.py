@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import Literal
 
 import torch
 from datasets import Dataset
@@ -36,10 +35,10 @@ from efface.data.text_privacy import (
 )
 from efface.errors import ConfigError, EffaceError, RequestError
 from efface.run.digests import canonical
-from efface.run.keys import keyed_digest
 from efface.run.progress import track
 from efface.run.settings import Settings
 from efface.subjects.masked_lm import Gap, MaskedLM
+from efface.train.noise_source import NoiseSource, noise_generator
 
 ROBERTA_BASE: Clip = (-5.2093, 20.3048)
 """Clip range of RoBERTa-base in the official code; of no other model."""
@@ -59,7 +58,7 @@ class PrivateTextConfig(Settings):
     questions: bool = Field(False, description="rewrite questions as well as answers; ours")
     batch_size: int = Field(16, ge=1, description="gaps in one forward pass; ours")
     seed: int = Field(0, ge=0, description="of the draws, together with the row's id; see noise_from")
-    noise_from: Literal["key", "system", "seed"] = Field(
+    noise_from: NoiseSource = Field(
         "key",
         description="source of the draws: the seed under a secret key of this installation, fresh randomness, or the bare "
         "seed, which whoever reads it can repeat",
@@ -76,17 +75,12 @@ class PrivateTextConfig(Settings):
 
     def generator(self, identity: str) -> torch.Generator:
         """Source of the draws of one row."""
-        generator = torch.Generator()
-        if self.noise_from == "system":
-            generator.seed()
-        elif self.noise_from == "key":
-            settings = self.model_dump(mode="json", exclude={"batch_size"})
-            own = keyed_digest(["dp-mlm", settings, identity], "noise").rpartition(":")[2]
-            generator.manual_seed(int(own[:15], 16))
-        else:
+        if self.noise_from == "seed":
             digest = hashlib.sha256(canonical(["dp-mlm", self.seed, identity])).digest()
-            generator.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        return generator
+            return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        return noise_generator(
+            self.noise_from, ["dp-mlm", self.model_dump(mode="json", exclude={"batch_size"}), identity]
+        )
 
 
 def public_clip(model: MaskedLM, texts: Iterable[str], *, batch_size: int = 16) -> Clip:

@@ -38,7 +38,7 @@ BASE = PrivateConfig(
 
 
 def checks() -> list[Check]:
-    """Figures are the worst of the seeds; distances of AUC, each of 100 against 100 rows, are means."""
+    """Every figure is the worst of the seeds."""
     gap_auc: dict[float, list[float]] = {sigma: [] for sigma in SIGMAS}
     gap_accuracy: dict[float, list[float]] = {sigma: [] for sigma in SIGMAS}
     epsilon: dict[float, float] = {}
@@ -59,11 +59,10 @@ def checks() -> list[Check]:
     found_checks = [
         Check(name=f"AUC of the private base (sigma {sigma:g}, epsilon {epsilon[sigma]:.2f} at delta {BASE.delta:g}) after 20 "
               "epochs on the retain set, distance from 60 epochs of retraining (baseline: the base without privacy)",
-              figure=float(np.mean(gap_auc[sigma])), relation="<=", threshold=0.05,
-              baseline=float(np.mean(plain)) - float(np.mean(retrained_auc)), seeds=SEEDS)
+              figure=max(gap_auc[sigma]), relation="<=", threshold=0.05, baseline=max(plain) - min(retrained_auc),
+              seeds=SEEDS)
         for sigma in SIGMAS
     ]  # fmt: skip
-    worst = max(max(gaps) for gaps in gap_auc.values())
     found_checks += [
         Check(name=f"accuracy lost against retraining, sigma {sigma:g}", figure=max(gap_accuracy[sigma]), relation="<=",
               threshold=0.02, seeds=SEEDS)
@@ -73,9 +72,11 @@ def checks() -> list[Check]:
         Check(name="AUC of the model without privacy after 20 epochs on the retain set", figure=min(plain), relation=">",
               threshold=0.9, seeds=SEEDS)
     )  # fmt: skip
-    found_checks.append(
-        Check(name="largest of the twelve distances of AUC", figure=worst, relation="reported", seeds=SEEDS)
-    )
+    found_checks += [
+        Check(name=f"distance of AUC, sigma {sigma:g}, mean of the seeds", figure=float(np.mean(gap_auc[sigma])),
+              relation="reported", seeds=SEEDS)
+        for sigma in SIGMAS
+    ]  # fmt: skip
     return found_checks + text_checks()
 
 
@@ -97,17 +98,18 @@ def text_checks() -> list[Check]:
                 rewritten, _ = privatise(world.private, world.model, config, protect=nouns())
             drawn[epsilon].append(share_kept(world.private, rewritten))
             chance[epsilon].append(chance_kept(world.model, world.private, clip, epsilon))
-    means = [float(np.mean(chance[epsilon])) for epsilon in TEXT_EPSILONS]
-    once = [float(np.mean(drawn[epsilon])) for epsilon in TEXT_EPSILONS]
-    told = ", ".join(f"{mean:.4f}" for mean in means)
-    return [
-        Check(name=f"DP-MLM, expected share of nouns kept ({told} at epsilon 250, 100, 25, 10, 1, 0.1 a word): smallest fall "
-              "from one to the next", figure=min(a - b for a, b in pairwise(means)), relation=">=", threshold=0.0, seeds=SEEDS),
-        Check(name="DP-MLM, expected share of nouns kept: fall from epsilon 250 to 0.1", figure=means[0] - means[-1],
-              relation=">", threshold=0.0, seeds=SEEDS),
-        Check(name="DP-MLM, share of nouns kept in one draw: smallest fall from one to the next (one noun is 0.0006)",
-              figure=min(a - b for a, b in pairwise(once)), relation="reported", seeds=SEEDS),
-    ]  # fmt: skip
+    found = []
+    for name, shares in (("kept in one draw", drawn), ("kept on average over the draws", chance)):
+        means = [float(np.mean(shares[epsilon])) for epsilon in TEXT_EPSILONS]
+        told = ", ".join(f"{mean:.4f}" for mean in means)
+        found += [
+            Check(name=f"DP-MLM, share of nouns {name} ({told} at epsilon 250, 100, 25, 10, 1, 0.1 a word): smallest fall "
+                  "from one to the next", figure=min(a - b for a, b in pairwise(means)), relation=">=", threshold=0.0,
+                  seeds=SEEDS),
+            Check(name=f"DP-MLM, share of nouns {name}: fall from epsilon 250 to 0.1", figure=means[0] - means[-1],
+                  relation=">", threshold=0.0, seeds=SEEDS),
+        ]  # fmt: skip
+    return found
 
 
 PROOF = Proof(
@@ -116,7 +118,7 @@ PROOF = Proof(
     "tells members no better, while fine-tuning a base without privacy leaves them plainly visible",
     checks=checks,
     quick=False,
-    note="The draws of DP-MLM saturate above epsilon 100, where one noun more or less of 1,818 decides; so the expected share, "
-    "computed from the model, is judged and the share of one draw stands beside it. Noise here comes from bare seeds, so that "
-    "everybody gets these figures.",
+    note="The draws of DP-MLM saturate above epsilon 100, where one noun of 1,818 more or less decides; what the share is on "
+    "average over the draws, computed from the model, is judged beside it. Noise here comes from bare seeds, so that everybody "
+    "gets these figures.",
 )

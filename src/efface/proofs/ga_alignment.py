@@ -62,7 +62,7 @@ def run(model: CausalLM, seed: int, values: dict[str, Any]) -> tuple[float, floa
 
 
 def capitals_checks() -> list[Check]:
-    """Every figure is the worst of the seeds, but for the steps, whose mean counts."""
+    """Every judged figure is the worst of the seeds."""
     found: dict[str, list[tuple[float, float, int]]] = {name: [] for name in VARIANTS}
     for seed in SEEDS:
         model = fact_model("capitals", seed)
@@ -77,8 +77,9 @@ def capitals_checks() -> list[Check]:
               relation=">=", threshold=0.5, baseline=min(other), seeds=SEEDS),
         Check(name="capitals: forget probability after all three terms (baseline: GA alone)", figure=max(r[0] for r in three),
               relation="<", threshold=FORGET_LEVEL, baseline=max(r[0] for r in alone), seeds=SEEDS),
-        Check(name=f"capitals: steps to a forget probability < {FORGET_LEVEL}, GA+KL minus all three, mean of the seeds",
-              figure=sum(sooner) / len(sooner), relation=">", threshold=0.0, seeds=SEEDS),
+        Check(name=f"capitals: steps to a forget probability < {FORGET_LEVEL}, GA+KL minus all three", figure=min(sooner),
+              relation=">", threshold=0.0, seeds=SEEDS),
+        Check(name="the same, mean of the seeds", figure=sum(sooner) / len(sooner), relation="reported", seeds=SEEDS),
     ]  # fmt: skip
 
 

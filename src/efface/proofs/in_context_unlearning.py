@@ -90,7 +90,7 @@ def run_seed(seed: int) -> dict[str, dict[str, float]]:
 
 
 def checks() -> list[Check]:
-    """Accuracies are means of the seeds, with the worst beside them; every other figure is the worst of the seeds."""
+    """Every judged figure is the worst of the seeds; means stand beside the reported ones."""
     runs = [run_seed(seed) for seed in SEEDS]
 
     def every(condition: str, figure: str) -> list[float]:
@@ -103,8 +103,8 @@ def checks() -> list[Check]:
     retain = [ours - theirs for ours, theirs in zip(every("llt", "retain"), every("fft", "retain"), strict=True)]
     inside = [ours - theirs for ours, theirs in zip(every("llt", "internal"), every("fft", "internal"), strict=True)]
     judged = [
-        Check(name=f"{fft}: {figure} accuracy, mean of the seeds (baseline: few-shot)", figure=mean("fft", figure),
-              relation=">=", threshold=0.85, baseline=mean("few-shot", figure), seeds=SEEDS)
+        Check(name=f"{fft}: {figure} accuracy (baseline: few-shot)", figure=min(every("fft", figure)), relation=">=",
+              threshold=0.85, baseline=max(every("few-shot", figure)), seeds=SEEDS)
         for figure in ("forget", "retain")
     ]  # fmt: skip
     judged += [

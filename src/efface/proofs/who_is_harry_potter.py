@@ -63,22 +63,18 @@ def capitals_figures() -> dict[str, list[tuple[float, float]]]:
 
 
 def capitals_checks() -> list[Check]:
-    """Figures are means over the seeds of the worst form; the worst seed stands beside them."""
+    """Every judged figure is the worst of the seeds."""
     found = capitals_figures()
     ours, ga = found["who-is-harry-potter"], found["gradient-ascent"]
-
-    def mean(rows: list[tuple[float, float]], side: int) -> float:
-        return sum(row[side] for row in rows) / len(rows)
-
     return [
-        Check(name="capitals: retain accuracy of the worst form (baseline: gradient ascent)", figure=mean(ours, 1),
-              relation=">=", threshold=0.9, baseline=mean(ga, 1), seeds=SEEDS),
-        Check(name="capitals: forget probability of the worst form (baseline: gradient ascent)", figure=mean(ours, 0),
-              relation="<", threshold=0.02, baseline=mean(ga, 0), seeds=SEEDS),
-        Check(name="capitals: forget probability of the worst form and seed", figure=max(p for p, _ in ours),
-              relation="reported", seeds=SEEDS),
+        Check(name="capitals: retain accuracy of the worst form (baseline: gradient ascent)", figure=min(a for _, a in ours),
+              relation=">=", threshold=0.9, baseline=max(a for _, a in ga), seeds=SEEDS),
+        Check(name="capitals: forget probability of the worst form (baseline: gradient ascent)", figure=max(p for p, _ in ours),
+              relation="<", threshold=0.02, baseline=max(p for p, _ in ga), seeds=SEEDS),
         Check(name="capitals: retain accuracy minus gradient ascent's", relation=">", threshold=0.0, seeds=SEEDS,
               figure=min(mine - theirs for (_, mine), (_, theirs) in zip(ours, ga, strict=True))),
+        Check(name="capitals: forget probability of the worst form, mean of the seeds", relation="reported", seeds=SEEDS,
+              figure=sum(p for p, _ in ours) / len(ours)),
     ]  # fmt: skip
 
 

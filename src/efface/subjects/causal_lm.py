@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 
 from efface.errors import InputError, ModelError
+from efface.run.progress import track
 from efface.subjects.loading import (
     check_dtype,
     load_tokenizer,
@@ -122,6 +123,26 @@ class CausalLM(Subject):
             end = next((i for i, token in enumerate(row) if token in stop), len(row))
             texts.append(row[:end])
         return texts
+
+    def generate_all(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int = 64,
+        batch_size: int = 32,
+        label: str = "generate",
+    ) -> list[list[int]]:
+        """`generate` for any number of prompts, those of like length together; in the order of the prompts."""
+        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+        found: list[list[int]] = [[] for _ in prompts]
+        with track(label, len(prompts)) as advance:
+            for start in range(0, len(order), batch_size):
+                part = order[start : start + batch_size]
+                made = self.generate([prompts[i] for i in part], max_new_tokens=max_new_tokens)
+                for index, tokens in zip(part, made, strict=True):
+                    found[index] = tokens
+                advance(len(part))
+        return found
 
     def save_options(self) -> dict[str, Any]:
         """An adapter's folder holds the embedding where an edit has added rows to it."""

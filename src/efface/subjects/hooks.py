@@ -9,6 +9,7 @@ arXiv 2012.14913: output = sum over j of k_j(x) v_j, with v_j column j of the do
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +17,9 @@ import torch
 from torch import Tensor
 
 from efface.errors import ConfigError, ModelError
+
+LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
+"""A layer's number in a name; anchored at dots: `layers.1.` is not `layers.10.`."""
 
 LAYER_PATHS = ("model.layers", "transformer.h", "gpt_neox.layers", "model.decoder.layers")
 DOWN_PATHS = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "fc2")
@@ -33,7 +37,8 @@ class Site(NamedTuple):
     layer: int = 0
 
 
-def _at(module: Any, path: str) -> Any:
+def at_path(module: Any, path: str) -> Any:
+    """The submodule or attribute at a dotted path; None where a part is missing."""
     for part in path.split("."):
         module = getattr(module, part, None)
         if module is None:
@@ -54,7 +59,7 @@ def layers_of(model: Any) -> list[Any]:
     """
     inner = base_model(model)
     for path in LAYER_PATHS:
-        found = _at(inner, path)
+        found = at_path(inner, path)
         if found is not None:
             return list(found)
     raise ModelError(
@@ -77,7 +82,7 @@ def layer_at(model: Any, layer: int) -> Any:
 def _part(model: Any, layer: int, paths: tuple[str, ...], what: str) -> Any:
     block = layer_at(model, layer)
     for path in paths:
-        found = _at(block, path)
+        found = at_path(block, path)
         if found is not None:
             return found
     raise ModelError(
@@ -256,6 +261,6 @@ def at_positions(states: Tensor, positions: Tensor) -> Tensor:
 
 
 __all__ = [
-    "Change", "Kind", "Site", "at_positions", "attention_of", "base_model", "down_projection", "layer_at", "layers_of",
-    "part_parameters", "recorded", "replaced", "value_matrix",
+    "LAYER", "Change", "Kind", "Site", "at_path", "at_positions", "attention_of", "base_model", "down_projection", "layer_at",
+    "layers_of", "part_parameters", "recorded", "replaced", "value_matrix",
 ]  # fmt: skip

@@ -9,7 +9,7 @@ with v centred first where the norm centres (LayerNorm); the scale, which depend
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from efface.errors import ModelError
 from efface.subjects.causal_lm import CausalLM
+from efface.subjects.hooks import at_path, at_positions, base_model
 from efface.subjects.prompts import Encoded, collate
 
 NORM_PATHS = ("model.norm", "transformer.ln_f", "gpt_neox.final_layer_norm", "model.decoder.final_layer_norm")
@@ -28,13 +29,9 @@ def final_norm(model: Any) -> Any:
     Raises:
         ModelError: the architecture keeps it under an unknown name.
     """
-    inner = getattr(model, "get_base_model", lambda: model)()
+    inner = base_model(model)
     for path in NORM_PATHS:
-        place: Any = inner
-        for part in path.split("."):
-            place = getattr(place, part, None)
-            if place is None:
-                break
+        place = at_path(inner, path)
         if place is not None:
             return place
     raise ModelError(
@@ -42,25 +39,29 @@ def final_norm(model: Any) -> Any:
     )
 
 
-def hidden_states(subject: CausalLM, rows: Sequence[Encoded], *, batch_size: int = 32) -> Tensor:
-    """States at the last prompt token, the one that predicts the first answer token.
+def last_states(subject: CausalLM, rows: Sequence[Encoded], *, batch_size: int = 32) -> Iterator[tuple[Tensor, Tensor]]:
+    """What the model holds and says at the last prompt token, the one that predicts the first answer token.
 
-    Returns:
-        [L + 1, N, D] float32: the embedding, then the residual stream after each layer (the last one normed).
+    Yields:
+        for each batch of B rows in order: states [L + 1, B, D] (the embedding, then the residual stream after each layer, the
+        last one normed) and the model's own logits [B, V]; float32, on the subject's device.
     """
-    parts = []
-    with subject.evaluating() as model:
-        for start in range(0, len(rows), batch_size):
-            chunk = rows[start : start + batch_size]
-            batch = collate(chunk, subject.pad_id)
+    for start in range(0, len(rows), batch_size):
+        chunk = rows[start : start + batch_size]
+        batch = collate(chunk, subject.pad_id)
+        with subject.evaluating() as model:
             out = model(
                 input_ids=batch["input_ids"].to(subject.device), attention_mask=batch["attention_mask"].to(subject.device),
                 output_hidden_states=True, use_cache=False,
             )  # fmt: skip
             at = torch.tensor([row.n_prompt - 1 for row in chunk], device=subject.device)
-            index = torch.arange(len(chunk), device=subject.device)
-            parts.append(torch.stack([state[index, at].float().cpu() for state in out.hidden_states]))
-    return torch.cat(parts, dim=1)
+            states = torch.stack([at_positions(state, at).float() for state in out.hidden_states])
+            yield states, at_positions(out.logits, at).float()
+
+
+def hidden_states(subject: CausalLM, rows: Sequence[Encoded], *, batch_size: int = 32) -> Tensor:
+    """[L + 1, N, D] float32 on the CPU: the states of `last_states`, all rows together."""
+    return torch.cat([states.cpu() for states, _ in last_states(subject, rows, batch_size=batch_size)], dim=1)
 
 
 def logit_lens(subject: CausalLM, rows: Sequence[Encoded]) -> Tensor:

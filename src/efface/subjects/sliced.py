@@ -27,11 +27,9 @@ from efface.errors import ConfigError, ModelError
 from efface.numerics.slice_orders import Order
 from efface.run.digests import digest_tensors
 from efface.run.files import storage
+from efface.subjects.hooks import LAYER
 
 PLAN, WEIGHTS = "plan.json", "model.safetensors"
-BLOCK = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
-"""Anchored at dots: `layers.1.` is not `layers.10.`."""
-
 Node = tuple[int, Order]
 """(shard, slices learnt so far): one stage, one adapter."""
 
@@ -113,7 +111,7 @@ class SlicedLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         found: dict[int, list[str]] = {}
         depth = 0
         for name, module in self.base.named_modules():
-            match = BLOCK.search(name)
+            match = LAYER.search(name)
             if match is None:
                 continue
             depth = max(depth, int(match[1]) + 1)

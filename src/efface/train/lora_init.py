@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from efface.errors import ConfigError, ModelError, RunError
+from efface.subjects.hooks import LAYER
 from efface.train.engine import isolated_rng
-from efface.train.scopes import LAYER, depth_of, layer_indices
+from efface.train.scopes import depth_of, layer_indices
 
 FULL_SVD = 2048
 """Matrices whose smaller side is at most this get the exact decomposition; larger ones the randomised one."""

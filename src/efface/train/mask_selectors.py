@@ -25,7 +25,7 @@ from efface.subjects.causal_lm import CausalLM
 from efface.subjects.prompts import Encoded
 from efface.train.gradient_stats import GradStats, answer_gradients, own_parameters
 from efface.train.mask_guard import refuse_masked
-from efface.train.scopes import LAYER, ScopeConfig, depth_of, layer_indices
+from efface.train.scopes import ScopeConfig, depth_of, layer_indices, part_names
 from efface.train.weight_mask import MaskFacts, WeightMask, matching
 
 SELECTORS = ("wagle", "gradient", "snip", "magnitude", "random", "reverse")
@@ -85,15 +85,14 @@ def auto_gamma(subject: CausalLM, retain: Sequence[Encoded]) -> float:
 
 
 def restricted(model: torch.nn.Module, config: ScopeConfig) -> list[str]:
-    """Names of the weights that are ranked: within `layers` and `mask_modules`, without `mask_exclude`.
+    """Names of the weights that are ranked: within `layers`, `part` and `mask_modules`, without `mask_exclude`.
 
     Raises:
         ConfigError: a pattern that fits nothing, or nothing left.
     """
-    names = list(own_parameters(model))
-    if config.layers is not None:
-        chosen = layer_indices(config.layers, depth_of(model))
-        names = [name for name in names if (match := LAYER.search(name)) and int(match[1]) in chosen]
+    chosen = None if config.layers is None else layer_indices(config.layers, depth_of(model))
+    inside = set(part_names(model, config.part, chosen))
+    names = [name for name in own_parameters(model) if name in inside]
     if config.mask_modules is not None:
         names = matching(names, config.mask_modules.split(","))
     if config.mask_exclude is not None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from efface.errors import ConfigError, InputError, MissingExtraError, ModelError
-from efface.run.keys import keyed_digest
 from efface.run.progress import track
 from efface.run.settings import Settings
+from efface.train.noise_source import NoiseSource, noise_generator
 
 EMPTY_GUARANTEE = 10.0
 """Above this epsilon a bound says nearly nothing: e^10 is 22 000."""
@@ -51,7 +51,7 @@ class PrivateConfig(Settings):
     delta: float = Field(1e-12, gt=0, lt=1, description="DP2Unlearning: 1e-12; must be below 1 / n")
     weight_decay: float = Field(0.01, ge=0, description="independent of the data; DP2Unlearning: 0.01")
     seed: int = Field(0, ge=0, description="of the starting weights, and of samples and noise (see noise_from)")
-    noise_from: Literal["key", "system", "seed"] = Field(
+    noise_from: NoiseSource = Field(
         "key",
         description="source of samples and noise: the seed under a secret key of this installation (can be repeated here "
         "and by nobody else), fresh randomness, or the bare seed, which is published and makes no certified claim",
@@ -72,15 +72,9 @@ class PrivateConfig(Settings):
             context: what is trained on, as a JSON value: two runs that differ in it must not share their noise, which
                 would cancel between them.
         """
-        generator = torch.Generator()
-        if self.noise_from == "system":
-            generator.seed()
-        elif self.noise_from == "key":
-            own = keyed_digest(["dp-sgd", self.model_dump(mode="json"), context], "noise").rpartition(":")[2]
-            generator.manual_seed(int(own[:15], 16))
-        else:
-            generator.manual_seed(self.seed)
-        return generator
+        if self.noise_from == "seed":
+            return torch.Generator().manual_seed(self.seed)
+        return noise_generator(self.noise_from, ["dp-sgd", self.model_dump(mode="json"), context])
 
 
 class PrivacyReport(BaseModel):

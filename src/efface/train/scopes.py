@@ -16,9 +16,8 @@ from pydantic import Field, field_validator
 
 from efface.errors import ConfigError
 from efface.run.settings import Settings
+from efface.subjects.hooks import LAYER, part_parameters
 from efface.train.weight_mask import WeightMask
-
-LAYER = re.compile(r"\.(?:layers|h|blocks|block)\.(\d+)\.")
 
 
 class ScopeConfig(Settings):
@@ -29,6 +28,9 @@ class ScopeConfig(Settings):
     )
     layers: str | None = Field(
         None, description="for scope=layers (and mask): indices and ranges, '0,3-5'; negative counts from the end"
+    )
+    part: Literal["all", "mlp", "attention"] = Field(
+        "all", description="of the layers that may move (or be ranked): all of each, its MLP, or its attention"
     )
     mask: str | None = Field(
         None, description="for scope=mask: a mask file, or wagle (default), gradient, snip, magnitude, random, reverse"
@@ -108,6 +110,8 @@ def scoped(model: Any, config: ScopeConfig, mask: WeightMask | None = None) -> I
         raise ConfigError(f"mask='{config.mask}' with scope={config.scope}", "scope=mask", "set scope=mask")
     if config.scope == "mask" and mask is None:
         raise ConfigError("scope=mask with a method that takes none", "scope all or layers", "choose an objective")
+    if config.scope == "lora" and config.part != "all":
+        raise ConfigError(f"part={config.part} with scope=lora", "lora_targets", "name the modules in lora_targets")
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     try:
         if config.scope == "lora":
@@ -136,9 +140,28 @@ def _choose(model: torch.nn.Module, config: ScopeConfig) -> None:
         if config.layers is None:
             raise ConfigError("scope=layers without layers", "layers='0,3-5'", "say which layers may move")
         chosen = layer_indices(config.layers, depth_of(model))
+    names = set(part_names(model, config.part, chosen))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+
+
+def part_names(model: torch.nn.Module, part: Literal["all", "mlp", "attention"], layers: set[int] | None) -> list[str]:
+    """Names of the parameters of some layers (None: of the whole model), or of their MLPs or attentions alone.
+
+    Raises:
+        ModelError: no such part under a known name.
+    """
+    own = None
+    if part != "all":
+        numbers = range(depth_of(model)) if layers is None else sorted(layers)
+        own = {id(p) for layer in numbers for p in part_parameters(model, layer, part).values()}
+    found = []
     for name, parameter in model.named_parameters():
         match = LAYER.search(name)
-        parameter.requires_grad_(chosen is None or (match is not None and int(match[1]) in chosen))
+        inside = layers is None or (match is not None and int(match[1]) in layers)
+        if inside and (own is None or id(parameter) in own):
+            found.append(name)
+    return found
 
 
 def _with_lora(model: Any, config: ScopeConfig) -> Any:

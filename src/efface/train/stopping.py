@@ -19,14 +19,15 @@ class StopWhen(TrainerCallback):  # type: ignore[misc]
     Args:
         crossed: says of the step's figure whether to stop.
         reduce: how the figures of a step's forward passes and processes become one.
+        watched: name of the figure among the numbers of the log.
         confirm: asked with the model once `crossed` says yes; the run stops only if it agrees.
     """
 
     def __init__(
-        self, crossed: Callable[[float], bool], reduce: Literal["sum", "max"], *,
+        self, crossed: Callable[[float], bool], reduce: Literal["sum", "max"], *, watched: str = "",
         confirm: Callable[[Any], bool] | None = None,
     ) -> None:  # fmt: skip
-        self.crossed, self.reduce, self.confirm = crossed, reduce, confirm
+        self.crossed, self.reduce, self.watched, self.confirm = crossed, reduce, watched, confirm
         self.figures: list[float] = []
         self.stopped_at: int | None = None
 

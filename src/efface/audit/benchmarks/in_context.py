@@ -23,7 +23,6 @@ from efface.audit.metrics.text import alias_match
 from efface.data.tagged import Item, PairBuilder, Sample, TagProtocol, normalise, read_items, rule_of
 from efface.errors import InputError, ModelError, RequestError
 from efface.run.cost import Cost
-from efface.run.progress import track
 from efface.subjects.causal_lm import CausalLM
 from efface.subjects.prompts import encode_prompt
 
@@ -84,25 +83,27 @@ def ask(
         encode_prompt(subject.tokenizer, subject.prompt, question, context=subject.context, place=f"{name} {i}")
         for i, question in enumerate(questions)
     ]
-    texts = [""] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    with track(f"ask {name}", len(order)) as advance:
-        for start in range(0, len(order), batch_size):
-            part = order[start : start + batch_size]
-            made = subject.generate([prompts[i] for i in part], max_new_tokens=max_new_tokens)
-            for index, tokens in zip(part, made, strict=True):
-                texts[index] = subject.decode(tokens)
-            advance(len(part))
+    made = subject.generate_all(prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, label=f"ask {name}")
     if cost is not None:
         cost.items += len(prompts)
         cost.tokens += sum(map(len, prompts))
-    return texts
+    return [subject.decode(tokens) for tokens in made]
 
 
 def spelled(subject: CausalLM, answer: str) -> str:
     """The answer as this tokenizer writes it: one of whole words sets spaces before a comma."""
     ids = subject.tokenizer(answer, add_special_tokens=False)["input_ids"]
     return subject.decode(ids) or answer
+
+
+def judged(subject: CausalLM, texts: Sequence[str], answers: Sequence[str], target: str) -> dict[str, list[Any]]:
+    """What each output is, normalised (`outcome`) and character by character (`exact`), and whether the answer leaks."""
+    pairs = list(zip(texts, answers, strict=True))
+    return {
+        "outcome": [outcome(text, answer, target) for text, answer in pairs],
+        "exact": [outcome(text, spelled(subject, answer), target, exact=True) for text, answer in pairs],
+        "leak": [leaks(text, answer) for text, answer in pairs],
+    }
 
 
 def measure(
@@ -138,12 +139,7 @@ def _asked(
     entry: dict[str, Any] = {"ids": [sample["matched"].item for sample in samples], "asked": {}, "layers": {}}
     for kind in KINDS:
         texts = ask(subject, [sample[kind].question for sample in samples], name=f"{name}, {kind}", cost=cost)
-        pairs = list(zip(texts, answers, strict=True))
-        entry["asked"][kind] = {
-            "outcome": [outcome(text, answer, protocol.target) for text, answer in pairs],
-            "exact": [outcome(text, spelled(subject, answer), protocol.target, exact=True) for text, answer in pairs],
-            "leak": [leaks(text, answer) for text, answer in pairs],
-        }
+        entry["asked"][kind] = judged(subject, texts, answers, protocol.target)
         if not layers:
             continue
         rows = [

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from efface.audit.benchmarks.in_context import KINDS, MAX_NEW_TOKENS, ask, leaks, outcome, spelled, triples
+from efface.audit.benchmarks.in_context import KINDS, MAX_NEW_TOKENS, ask, judged, triples
 from efface.data.tagged import Item, TagProtocol
 from efface.errors import InputError
-from efface.run.progress import track
 from efface.subjects.causal_lm import CausalLM
 
 Turn = tuple[str, str]
@@ -53,23 +52,9 @@ def prompt_ids(subject: CausalLM, demonstrations: Sequence[Turn], question: str)
     return ids
 
 
-def _answers(subject: CausalLM, prompts: Sequence[list[int]], name: str, batch_size: int = 32) -> list[str]:
-    texts: list[str] = []
-    with track(f"ask {name}", len(prompts)) as advance:
-        for start in range(0, len(prompts), batch_size):
-            part = prompts[start : start + batch_size]
-            texts += [subject.decode(tokens) for tokens in subject.generate(part, max_new_tokens=MAX_NEW_TOKENS)]
-            advance(len(part))
-    return texts
-
-
-def _scored(subject: CausalLM, texts: Sequence[str], answers: Sequence[str], target: str) -> dict[str, Any]:
-    pairs = list(zip(texts, answers, strict=True))
-    return {
-        "outcome": [outcome(text, answer, target) for text, answer in pairs],
-        "exact": [outcome(text, spelled(subject, answer), target, exact=True) for text, answer in pairs],
-        "leak": [leaks(text, answer) for text, answer in pairs],
-    }
+def _answers(subject: CausalLM, prompts: Sequence[list[int]], name: str) -> list[str]:
+    made = subject.generate_all(prompts, max_new_tokens=MAX_NEW_TOKENS, label=f"ask {name}")
+    return [subject.decode(tokens) for tokens in made]
 
 
 def few_shot(
@@ -103,7 +88,7 @@ def few_shot(
             prompts[kind].append(prompt_ids(subject, turns, sample[kind].question))
     answers = [facts[sample["matched"].item].answer for sample in samples]
     asked = {
-        kind: _scored(subject, _answers(subject, prompts[kind], f"few-shot, {kind}"), answers, protocol.target)
+        kind: judged(subject, _answers(subject, prompts[kind], f"few-shot, {kind}"), answers, protocol.target)
         for kind in KINDS
     }
     return {"n": len(samples), "lone": lone, "ids": [s["matched"].item for s in samples], "asked": asked}
@@ -140,7 +125,7 @@ def icul(
             prompts[kind].append(prompt_ids(subject, [turn, *right], item.question))
     answers = [item.answer for item in items]
     asked = {
-        kind: _scored(subject, _answers(subject, rows, f"label flipping, {kind}"), answers, target)
+        kind: judged(subject, _answers(subject, rows, f"label flipping, {kind}"), answers, target)
         for kind, rows in prompts.items()
     }
     return {"n": len(items), "ids": [item.id for item in items], "asked": asked}
@@ -150,7 +135,7 @@ def plain_outcomes(subject: CausalLM, items: Sequence[Item], target: str) -> dic
     """Outcomes of untagged questions, for a model that was changed for good (gradient ascent)."""
     texts = ask(subject, [item.question for item in items], name="untagged")
     return {"n": len(items), "ids": [i.id for i in items], "asked": {
-        "untagged": _scored(subject, texts, [item.answer for item in items], target)
+        "untagged": judged(subject, texts, [item.answer for item in items], target)
     }}  # fmt: skip
 
 

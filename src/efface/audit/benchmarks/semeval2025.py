@@ -28,7 +28,6 @@ from efface.audit.metrics.roc import auc_interval
 from efface.audit.metrics.text import rouge
 from efface.audit.observe import score
 from efface.errors import InputError, RequestError
-from efface.run.progress import track
 from efface.subjects.causal_lm import CausalLM
 from efface.subjects.prompts import pad
 
@@ -229,16 +228,8 @@ def outputs(subject: CausalLM, rows: Sequence[Row], *, batch_size: int = 32) -> 
         if not ids or (subject.context and len(ids) >= subject.context):
             raise RequestError(f"row '{row.id}': an input of {len(ids)} tokens", f"1 to {subject.context}")
         prompts.append(ids)
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    texts = [""] * len(prompts)
-    with track("SemEval outputs", len(prompts)) as advance:
-        for start in range(0, len(order), batch_size):
-            part = order[start : start + batch_size]
-            made = subject.generate([prompts[i] for i in part], max_new_tokens=MAX_NEW_TOKENS)
-            for index, tokens in zip(part, made, strict=True):
-                texts[index] = subject.decode(tokens)
-            advance(len(part))
-    return texts
+    made = subject.generate_all(prompts, max_new_tokens=MAX_NEW_TOKENS, batch_size=batch_size, label="SemEval outputs")
+    return [subject.decode(tokens) for tokens in made]
 
 
 def document_nll(subject: CausalLM, documents: Sequence[str]) -> npt.NDArray[np.float64]:

@@ -203,11 +203,10 @@ def behaviour(
 def answers(subject: CausalLM, data: Dataset, *, max_new_tokens: int = 100, batch_size: int = 32) -> list[str]:
     """Greedy answers in the model's own prompt format (paper: 100 new tokens), padded left, prompts cut off by length."""
     prompts = subject.encode_prompts(data)
-    found: list[str] = []
-    for start in range(0, len(prompts), batch_size):
-        made = subject.generate(prompts[start : start + batch_size], max_new_tokens=max_new_tokens)
-        found += [subject.decode(tokens) for tokens in made]
-    return found
+    return [
+        subject.decode(made)
+        for made in subject.generate_all(prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    ]
 
 
 __all__ = [

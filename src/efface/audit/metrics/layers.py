@@ -22,8 +22,8 @@ from torch import Tensor
 
 from efface.errors import InputError, ModelError
 from efface.subjects.causal_lm import CausalLM
-from efface.subjects.lens import final_norm
-from efface.subjects.prompts import Encoded, collate
+from efface.subjects.lens import final_norm, last_states
+from efface.subjects.prompts import Encoded
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -128,30 +128,23 @@ def read_layers(subject: CausalLM, rows: Sequence[Probe], *, batch_size: int = 1
     if not rows:
         raise InputError("no prompt to read layers on", "one or more", "give items whose first tokens differ")
     norm, weight, bias = _in_float(subject)
+    tokens = torch.tensor([[probe.truth, probe.target] for probe in rows], device=subject.device)
     parts: list[dict[str, Tensor]] = []
-    with subject.evaluating() as model:
-        for start in range(0, len(rows), batch_size):
-            chunk = rows[start : start + batch_size]
-            batch = collate([probe.row for probe in chunk], subject.pad_id)
-            out = model(
-                input_ids=batch["input_ids"].to(subject.device), attention_mask=batch["attention_mask"].to(subject.device),
-                output_hidden_states=True, use_cache=False,
-            )  # fmt: skip
-            at = torch.tensor([probe.row.n_prompt - 1 for probe in chunk], device=subject.device)
-            index = torch.arange(len(chunk), device=subject.device)
-            real = out.logits[index, at].float()
-            states = [state[index, at].float() for state in out.hidden_states]
-            tokens = torch.tensor([[probe.truth, probe.target] for probe in chunk], device=subject.device)
-            parts.append(_read(states, norm, weight, bias, tokens, real, TOLERANCE.get(subject.dtype, 0.25)))
+    with torch.no_grad():
+        at = 0
+        for states, real in last_states(subject, [probe.row for probe in rows], batch_size=batch_size):
+            here = tokens[at : at + len(real)]
+            parts.append(_read(states, norm, weight, bias, here, real, TOLERANCE.get(subject.dtype, 0.25)))
+            at += len(real)
     joined = {name: torch.cat([part[name] for part in parts], dim=1).cpu().double().numpy() for name in parts[0]}
     flags = {name: joined.pop(name).astype(bool) for name in ("top_truth", "top_target")}
     return Layers(**joined, **flags, ids=[probe.id for probe in rows])
 
 
 def _read(
-    states: list[Tensor], norm: Any, weight: Tensor, bias: Tensor | None, tokens: Tensor, real: Tensor, tolerance: float
+    states: Tensor, norm: Any, weight: Tensor, bias: Tensor | None, tokens: Tensor, real: Tensor, tolerance: float
 ) -> dict[str, Tensor]:
-    """One batch: [L+1, B] each. `states` are [B, D], the last one normed; `tokens` [B, 2]; `real` [B, V]."""
+    """One batch: [L+1, B] each. `states` [L+1, B, D], the last one normed; `tokens` [B, 2]; `real` [B, V]."""
     rows: list[dict[str, Tensor]] = []
     last = torch.nn.functional.linear(states[-1], weight, bias)
     gap = float((last - real).abs().max())

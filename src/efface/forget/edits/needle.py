@@ -26,17 +26,16 @@ from efface.data.request import Request
 from efface.errors import ConfigError
 from efface.forget.edit import WeightEdit
 from efface.forget.method import FitConfig, Fitted, Method, find_method
-from efface.forget.objective import ObjectiveConfig, ObjectiveMethod
+from efface.forget.objective import ObjectiveConfig, ObjectiveMethod, Prepared
 from efface.measure.value_vectors import Place, attribution, parse_places, ranked, value_vector
 from efface.run.cost import measure_cost
 from efface.run.files import make_folder
 from efface.subjects.causal_lm import CausalLM
 from efface.subjects.hooks import layers_of, value_matrix
-from efface.train.engine import LossFunction, train
+from efface.train.engine import train
 from efface.train.mask_guard import guarding
 from efface.train.scopes import layer_indices, scoped
 from efface.train.snapshot import Snapshot
-from efface.train.streams import Schedule
 from efface.train.weight_mask import MaskFacts, WeightMask
 
 CARD = Card(
@@ -152,10 +151,10 @@ class Needle(Method):
                     vector.copy_(new.to(vector.dtype))
             cost.items = len(places)
             if trained is not None:
-                schedule, loss = trained
+                schedule = trained.schedule
                 log = train(
-                    model, schedule, loss, config, folder=work / "checkpoints", pad_id=subject.pad_id,
-                    label=f"fit {CARD.name}", callbacks=tuple(guards),
+                    model, schedule, trained.loss, config, folder=work / "checkpoints", pad_id=subject.pad_id,
+                    label=f"fit {CARD.name}", callbacks=(*guards, *trained.callbacks),
                 ).values  # fmt: skip
                 model.eval()
                 cost.items, cost.tokens = len(schedule) * len(schedule.streams), schedule.total_tokens
@@ -175,9 +174,7 @@ class Needle(Method):
             method = self._objective(config.trained_by)
             method.check(request, method.configure())
 
-    def _training(
-        self, subject: CausalLM, request: Request, config: NeedleConfig
-    ) -> tuple[Schedule, LossFunction] | None:
+    def _training(self, subject: CausalLM, request: Request, config: NeedleConfig) -> Prepared | None:
         """Batches and loss of the objective that trains the columns, if one does."""
         if config.trained_by == "none":
             return None
@@ -185,13 +182,12 @@ class Needle(Method):
         other = {"scope", "layers", "mask"}
         own = method.configure({key: getattr(config, key) for key in FitConfig.model_fields if key not in other})
         assert isinstance(own, ObjectiveConfig)
-        schedule, loss, _ = method.prepare(subject, request, own)
-        return schedule, loss
+        return method.prepare(subject, request, own)
 
     @staticmethod
     def _objective(name: str) -> ObjectiveMethod:
         method = find_method(name)
-        if not isinstance(method, ObjectiveMethod) or type(method).fit is not ObjectiveMethod.fit:
+        if not isinstance(method, ObjectiveMethod) or not method.plain:
             raise ConfigError(
                 f"trained_by='{name}'", "an objective without a procedure of its own, such as npo or gradient-difference",
                 "or none",

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,9 +30,8 @@ from efface.data.readers import read_dataset
 from efface.data.refusals import REFUSALS
 from efface.data.request import Request
 from efface.errors import ConfigError, RequestError, nearest
-from efface.forget.method import FitConfig, Fitted, train_edit
+from efface.forget.method import FitConfig, Fitted
 from efface.forget.objective import ForgetBatch, ObjectiveConfig, ObjectiveMethod
-from efface.forget.retain import retain_loss
 from efface.numerics.divergences import F_DIVERGENCES, FDivergence, f_divergence
 from efface.subjects.answers import AnswerLogits, answer_logits
 from efface.subjects.causal_lm import CausalLM
@@ -41,7 +39,7 @@ from efface.subjects.prompts import Encoded, collate
 from efface.train.engine import world_size
 from efface.train.reference import batches
 from efface.train.stopping import StopWhen
-from efface.train.streams import Stream
+from efface.train.streams import Schedule, Stream
 
 CARD = Card(
     name="flat",
@@ -204,49 +202,28 @@ class Flat(ObjectiveMethod):
         _refuse_lost_updates(subject, config)
         if config.batch_mean and world_size() > 1:
             raise ConfigError(f"batch_mean on {world_size()} processes", "one", "leave batch_mean out")
-        schedule, _, mask_rows = self.prepare(subject, request, config)
-        rows = [row for row in schedule.streams["forget"].rows if isinstance(row, Encoded)]
-        stop = StopWhen(
-            lambda figure: figure < config.stop_below,
-            "max",
-            confirm=lambda model: _all_below(model, subject, rows, config),
-        )
+        return super().fit(subject, request, config, work=work, out=out)
 
-        def step(model: Any, parts: dict[str, dict[str, Tensor]]) -> tuple[Tensor, dict[str, float]]:
-            total, numbers = self._step(model, parts, config)
-            stop.see(numbers["P_f_max"])
-            return total, numbers
-
-        return train_edit(
-            self, subject, schedule, step, config, work=work, out=out, callbacks=(stop,), mask_rows=mask_rows
-        )
-
-    def _step(
-        self, model: Any, parts: dict[str, dict[str, Tensor]], config: ObjectiveConfig
-    ) -> tuple[Tensor, dict[str, float]]:
-        """As every objective's; the log has both P, and how often each template was used."""
+    def stop(self, subject: CausalLM, schedule: Schedule, config: ObjectiveConfig) -> StopWhen:
+        """Once P of every answer to forget has vanished."""
         assert isinstance(config, FlatConfig)
-        forget, other = parts["forget"], parts["alternative"]
-        batch = ForgetBatch(
-            answer=answer_logits(model, forget), answer_ref=forget.get("ref_logp"),
-            alternative=answer_logits(model, other), alternative_ref=other.get("ref_logp"),
-            token_share=forget["token_share"], row_share=forget["row_share"], alternative_token_share=other["token_share"],
+        rows = [row for row in schedule.streams["forget"].rows if isinstance(row, Encoded)]
+        return StopWhen(
+            lambda figure: figure < config.stop_below, "max", watched="P_f_max",
+            confirm=lambda _: _all_below(subject, rows, config),
         )  # fmt: skip
+
+    def told(self, batch: ForgetBatch, parts: dict[str, dict[str, Tensor]]) -> dict[str, float]:
+        """Both P, and how often each template was used."""
         assert batch.answer is not None
         assert batch.alternative is not None
-        value = self.loss(config, batch)
         with torch.no_grad():
             P_e, P_f = probabilities(batch.alternative), probabilities(batch.answer)
-        numbers = {"forget": float(value.detach()), "P_e": float(P_e.mean()), "P_f": float(P_f.mean())}
-        numbers["P_f_max"] = float(P_f.max())
-        for index, count in Counter(other["template"].tolist()).items():
-            numbers[f"template_{index}"] = float(count)
-        total = config.forget_weight * value
-        if "retain" in parts:
-            kept = retain_loss(config.retain_term, model, parts["retain"])
-            numbers["retain"] = float(kept.detach())
-            total = total + config.retain_weight * kept
-        return total, numbers
+        used = Counter(parts["alternative"]["template"].tolist())
+        return {
+            "P_e": float(P_e.mean()), "P_f": float(P_f.mean()), "P_f_max": float(P_f.max()),
+            **{f"template_{index}": float(count) for index, count in used.items()},
+        }  # fmt: skip
 
 
 def _templates(config: FlatConfig) -> tuple[str, ...]:
@@ -255,19 +232,14 @@ def _templates(config: FlatConfig) -> tuple[str, ...]:
     return tuple(str(text) for text in read_dataset(config.templates_file)["answer"])
 
 
-def _all_below(model: Any, subject: CausalLM, rows: list[Encoded], config: FlatConfig) -> bool:
+def _all_below(subject: CausalLM, rows: list[Encoded], config: FlatConfig) -> bool:
     """Whether P of every forget answer is below the bound, after this step's update."""
-    mode = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            for part in batches(rows, config.micro_batch_size or config.batch_size):
-                batch = collate([rows[i] for i in part], subject.pad_id)
-                found = answer_logits(model, {name: tensor.to(subject.device) for name, tensor in batch.items()})
-                if bool((probabilities(found) >= config.stop_below).any()):
-                    return False
-    finally:
-        model.train(mode)
+    with subject.evaluating() as model:
+        for part in batches(rows, config.micro_batch_size or config.batch_size):
+            batch = collate([rows[i] for i in part], subject.pad_id)
+            found = answer_logits(model, {name: tensor.to(subject.device) for name, tensor in batch.items()})
+            if bool((probabilities(found) >= config.stop_below).any()):
+                return False
     return True
 
 

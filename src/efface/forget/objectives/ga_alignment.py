@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -29,14 +28,13 @@ from efface.catalog import Card, Taxonomy
 from efface.data.readers import read_dataset
 from efface.data.request import Request
 from efface.errors import ConfigError, RequestError
-from efface.forget.method import FitConfig, Fitted, train_edit
 from efface.forget.objective import ForgetBatch, ObjectiveConfig, ObjectiveMethod
 from efface.forget.retain import retain_loss
 from efface.subjects.answers import AnswerLogits, answer_logits
 from efface.subjects.causal_lm import CausalLM
 from efface.subjects.prompts import Encoded
 from efface.train.stopping import StopWhen
-from efface.train.streams import Stream
+from efface.train.streams import Schedule, Stream
 
 CARD = Card(
     name="ga-alignment",
@@ -129,31 +127,15 @@ class GAAlignment(ObjectiveMethod):
             rows = [Encoded(row.ids, 1) for row in rows]
         return super().retained(subject, rows, config)
 
-    def fit(self, subject: CausalLM, request: Request, config: FitConfig, *, work: Path, out: Path) -> Fitted:
-        """See `Method.fit`.
-
-        Raises:
-            ConfigError: the bank holds too few answers.
-            RequestError: a row or a random answer to it does not fit into the context.
-        """
+    def stop(self, subject: CausalLM, schedule: Schedule, config: ObjectiveConfig) -> StopWhen:
+        """Once the CE of the answers to forget is large enough."""
         assert isinstance(config, GAAlignmentConfig)
-        self.check(request, config)
-        schedule, _, mask_rows = self.prepare(subject, request, config)
-        stop = StopWhen(lambda ce: ce > config.max_forget, "sum")
+        return StopWhen(lambda ce: ce > config.max_forget, "sum", watched="forget_ce")
 
-        def step(model: Any, parts: dict[str, dict[str, Tensor]]) -> tuple[Tensor, dict[str, float]]:
-            total, numbers = self._step(model, parts, config)
-            stop.see(numbers["forget_ce"])
-            return total, numbers
-
-        return train_edit(
-            self, subject, schedule, step, config, work=work, out=out, callbacks=(stop,), mask_rows=mask_rows
-        )
-
-    def _step(
+    def terms(
         self, model: Any, parts: dict[str, dict[str, Tensor]], config: ObjectiveConfig
     ) -> tuple[Tensor, dict[str, float]]:
-        """All terms of one batch."""
+        """The three terms of one batch."""
         assert isinstance(config, GAAlignmentConfig)
         forget = parts["forget"]
         batch = ForgetBatch(

@@ -135,7 +135,7 @@ class LoKU(Method):
         refuse_masked(subject.model, "loku")
         base = subject.digest
         objective = ObjectiveMethod(CARD, LoKUConfig, LOSSES[config.forget_loss])
-        schedule, loss, _ = objective.prepare(subject, request, config)
+        run = objective.prepare(subject, request, config)
         targets = linear_targets(subject.model, config.lora_targets, config.layers)
         live = {f"{name}.weight": module.get_parameter("weight") for name, module in targets.items()}
         smallest = min(min(weight.shape) for weight in live.values())
@@ -158,8 +158,8 @@ class LoKU(Method):
                     change = float((_logits(subject, probe) - before).abs().max())
                     _warn_of(change, subject)
                     log = train(
-                        adapted, schedule, loss, config, folder=work / "checkpoints", pad_id=subject.pad_id, label="fit loku",
-                        callbacks=self.callbacks,
+                        adapted, run.schedule, run.loss, config, folder=work / "checkpoints", pad_id=subject.pad_id,
+                        label="fit loku", callbacks=self.callbacks,
                     )  # fmt: skip
                     adapted.eval()
                     merge_back(adapted)
@@ -170,7 +170,7 @@ class LoKU(Method):
                     subject, snapshot, out, base_digest=base, method=CARD.name, claim=str(CARD.claims),
                     config=config.model_dump(), beside=(work / "loku.json",),
                 )  # fmt: skip
-            cost.items, cost.tokens = len(schedule) * len(schedule.streams), schedule.total_tokens
+            cost.items, cost.tokens = len(run.schedule) * len(run.schedule.streams), run.schedule.total_tokens
         subject.changed()
         shutil.rmtree(work, ignore_errors=True)
         return Fitted(edit, [cost], [{"initial_logit_change": change}, *log.values])

@@ -33,11 +33,10 @@ from efface.forget.method import FitConfig, Fitted, Method, train_edit
 from efface.run.files import read_json, write_json
 from efface.subjects.answers import AnswerLogits, answer_logits
 from efface.subjects.causal_lm import CausalLM
-from efface.subjects.hooks import layers_of, part_parameters
+from efface.subjects.hooks import layers_of
 from efface.subjects.prompts import Encoded, collate
 from efface.train.engine import world_size
 from efface.train.reference import batches
-from efface.train.scopes import layer_indices
 from efface.train.stopping import StopWhen
 from efface.train.streams import Schedule, Stream, whole_batch
 
@@ -221,8 +220,6 @@ class SelectiveAmnesia(Method):
         depth = len(layers_of(subject.model))
         if config.scope == "layers" and config.layers is None:
             config = config.model_copy(update={"layers": f"0-{min(5, depth - 1)}"})
-        chosen = range(depth) if config.layers is None else sorted(layer_indices(config.layers, depth))
-        own = {id(p) for layer in chosen for p in part_parameters(subject.model, layer, config.part).values()}
         assert request.retain is not None
         forget = subject.encode_rows(request.forget, name="forget")
         keep = subject.encode_rows(request.retain, name="retain")
@@ -233,12 +230,6 @@ class SelectiveAmnesia(Method):
         weight = RetainWeight(config, max(1, round(size / batch)), work)
         judge = request.evaluation_sets()["forget"]  # other forms of the same facts, where the request has them
         stop = self._stop(subject, subject.encode_rows(judge, name="evaluate.forget"), keep, config)
-
-        def confine() -> None:
-            for parameter in subject.model.parameters():
-                parameter.requires_grad_(parameter.requires_grad and id(parameter) in own)
-            if not any(parameter.requires_grad for parameter in subject.model.parameters()):
-                raise ConfigError(f"scope={config.scope} and part={config.part} leave nothing to train", "at least one")
 
         def loss(model: Any, parts: dict[str, dict[str, Tensor]]) -> tuple[Tensor, dict[str, float]]:
             gone, kept = answer_logits(model, parts["forget"]), answer_logits(model, parts["retain"])
@@ -252,9 +243,7 @@ class SelectiveAmnesia(Method):
                        "forget_probability": figure}  # fmt: skip
             return joint_loss(ce_forget, ce_retain, m), numbers
 
-        return train_edit(
-            self, subject, schedule, loss, config, work=work, out=out, restart=confine, callbacks=(weight, stop)
-        )
+        return train_edit(self, subject, schedule, loss, config, work=work, out=out, callbacks=(weight, stop))
 
     @staticmethod
     def _stop(
@@ -267,14 +256,10 @@ class SelectiveAmnesia(Method):
             with subject.evaluating() as model:
                 limit = judged(model, subject, kept, config.forget_figure)[1] + config.retain_slack
 
-        def confirm(model: Any) -> bool:
-            mode = model.training
-            model.eval()
-            with torch.no_grad():
+        def confirm(_: Any) -> bool:
+            with subject.evaluating() as model:
                 reached = judged(model, subject, gone, config.forget_figure)[0] < config.forget_target
-                held = limit is None or (reached and judged(model, subject, kept, config.forget_figure)[1] <= limit)
-            model.train(mode)
-            return reached and held
+                return reached and (limit is None or judged(model, subject, kept, config.forget_figure)[1] <= limit)
 
         return StopWhen(lambda figure: figure < config.forget_target, "sum", confirm=confirm)
 

@@ -100,8 +100,8 @@ class Wagle(Method):
         inner = ObjectiveMethod(
             CARD, WagleConfig, chosen.loss, reference=chosen.reference, alternative=chosen.alternative
         )
-        schedule, loss, rows = inner.prepare(subject, request, config)
-        return train_edit(self, subject, schedule, loss, config, work=work, out=out, mask_rows=rows)
+        run = inner.prepare(subject, request, config)
+        return train_edit(self, subject, run.schedule, run.loss, config, work=work, out=out, mask_rows=run.mask_rows)
 
 
 METHOD = Wagle()

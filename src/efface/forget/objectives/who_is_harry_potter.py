@@ -38,10 +38,10 @@ from efface.forget.generic_labels import Labels, make_labels
 from efface.forget.guards.logit_ensemble import Ensemble, EnsembleEdit, edited_copy
 from efface.forget.method import FitConfig, Fitted, train_edit
 from efface.forget.objective import ForgetBatch, ObjectiveConfig, ObjectiveMethod
-from efface.forget.retain import retain_loss, retain_stream
+from efface.forget.retain import retain_stream
 from efface.run.cost import measure_cost
 from efface.run.files import write_json
-from efface.subjects.answers import AnswerLogits, answer_logits
+from efface.subjects.answers import AnswerLogits
 from efface.subjects.causal_lm import CausalLM
 from efface.train.streams import Stream
 from efface.train.supervised import answer_loss, supervised_schedule
@@ -110,16 +110,15 @@ def distil_loss(answer: AnswerLogits, label: Tensor, counted: Tensor, token_shar
 
 
 def loss(config: WhoIsHarryPotterConfig, batch: ForgetBatch) -> Tensor:
-    """Not on a `ForgetBatch`: the labels travel with the rows, see `distil_loss`.
-
-    Raises:
-        ConfigError: always.
-    """
-    raise ConfigError("who-is-harry-potter inside another objective", "its own labels", "use the method by its name")
+    """The objective on one batch; the labels travel with the rows."""
+    assert batch.answer is not None
+    return distil_loss(batch.answer, batch.extras["label"], batch.extras["counted"], batch.token_share)
 
 
 class WhoIsHarryPotter(ObjectiveMethod):
     """See the module."""
+
+    plain = False  # labels come from a second model, which `fit` trains first
 
     def fit(self, subject: CausalLM, request: Request, config: FitConfig, *, work: Path, out: Path) -> Fitted:
         """See `Method.fit`. Two models are in memory while labels are made.
@@ -192,19 +191,10 @@ class WhoIsHarryPotter(ObjectiveMethod):
         if config.retain_term != "none" and request.retain is not None:
             keep = subject.encode_rows(request.retain, name="retain")
             streams["retain"] = retain_stream(config.retain_term, subject, keep, config.retain_top_k)
-        schedule = self.schedule(streams, config)
-
-        def step(model: Any, parts: dict[str, dict[str, Tensor]]) -> tuple[Tensor, dict[str, float]]:
-            part = parts["forget"]
-            value = distil_loss(answer_logits(model, part), part["label"], part["counted"], part["token_share"])
-            numbers, total = {"forget": float(value.detach())}, config.forget_weight * value
-            if "retain" in parts:
-                kept = retain_loss(config.retain_term, model, parts["retain"])
-                numbers["retain"] = float(kept.detach())
-                total = total + config.retain_weight * kept
-            return total, numbers
-
-        fitted = train_edit(self, subject, schedule, step, config, work=work / "distil", out=out)
+        run = self.assemble(subject, request, streams, config)
+        fitted = train_edit(
+            self, subject, run.schedule, run.loss, config, work=work / "distil", out=out, mask_rows=run.mask_rows
+        )
         return Fitted(_with_findings(fitted.edit, found), [cost, *fitted.costs], [found, *fitted.log])
 
 
