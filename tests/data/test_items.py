@@ -208,7 +208,7 @@ GOOD = {"image": "a.png", "text": "a"}
 BAD: list[tuple[str, Any, dict[str, Any], tuple[str, ...]]] = [
     ("missing column", [{"image": "a.png"}], {"want": ("image", "text")}, ("d.jsonl: no column 'text'", "there are: image", "caption")),
     ("no usable column", [{"foo": 1}], {}, ("no column 'image' or 'text'", "foo")),
-    ("unknown want", [GOOD], {"want": ("audio",)}, ("want='audio'", "image, text or label")),
+    ("unknown want", [GOOD], {"want": ("audio",)}, ("want='audio'", "image, text, label, weight")),
     ("empty", [], {}, ("d.jsonl is empty", "at least one row")),
     ("missing picture", [GOOD, {**GOOD, "image": "b.png"}], {}, ("d.jsonl, row 1, column 'image'", "b.png", "check the path")),
     ("address", [{**GOOD, "image": "https://x.org/a.png"}], {}, ("row 0", "https://x.org", "download")),

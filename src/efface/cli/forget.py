@@ -12,6 +12,7 @@ from efface.cli import values as v
 OPTIONS = (
     "method",
     "model",
+    "data",
     "forget",
     "retain",
     "holdout",
@@ -25,27 +26,54 @@ OPTIONS = (
 REQUEST_HELP = "JSONL, JSON, CSV, Parquet (also .gz) or hub name user/name:config"
 
 
-def read_request(given: dict[str, Any]) -> Any:
-    """The request of the command's options."""
-    from efface.data.request import Request
+def read_request(given: dict[str, Any], kind: str = "causal-lm") -> Any:
+    """The request of the command's options.
 
-    fields = {
+    Raises:
+        ConfigError: --data for a language model.
+    """
+    from efface.data.request import Request
+    from efface.errors import ConfigError
+
+    if given.get("data") and kind not in v.PREDICTORS:
+        raise ConfigError("--data for a language model", "--forget and --retain", "give the rows themselves")
+    if given.get("data"):  # a selection of one set: the rest is kept
+        data, chosen = (
+            given["data"],
+            str(v.need(given, "forget", "what to forget of --data, as class=..., identity=...")),
+        )
+        given = {**given, "forget": f"{data}#{chosen}", "retain": given.get("retain") or f"{data}#!{chosen}"}
+
+    fields: dict[str, Any] = {
         "scope": given.get("scope_words") or "",
         "received": given.get("received"),
         "approved_by": given.get("approved_by"),
     }
     return Request.load(
         v.need(given, "forget", "the rows to forget"), given.get("retain"), given.get("holdout"),
-        v.named(given.get("evaluate"), "evaluate"), concepts=v.concepts(given.get("concept")), **fields,
+        v.named(given.get("evaluate"), "evaluate"), labelled=kind in v.PREDICTORS, concepts=v.concepts(given.get("concept")),
+        **fields,
     )  # fmt: skip
 
 
-def load_model(values: dict[str, Any], source: str, prompt: Any) -> Any:
-    """The subject of `--model` with the model keys among the values."""
+def load_model(values: dict[str, Any], source: str, prompt: Any, kind: str = "causal-lm") -> Any:
+    """The subject of `--model` with the model keys among the values.
+
+    Raises:
+        ConfigError: a key that this kind of model does not have.
+    """
+    from efface.errors import ConfigError
     from efface.subjects.causal_lm import load_causal_lm
+    from efface.subjects.predictor import load_predictor
 
     options = v.take(values, v.MODEL)
-    return load_causal_lm(source, prompt=prompt, **options)
+    foreign = {"adapter", "device_map"} if kind in v.PREDICTORS else {"factory", "head"}
+    wrong = sorted(foreign & options.keys()) + (["prompt"] if prompt is not None and kind in v.PREDICTORS else [])
+    if wrong:
+        raise ConfigError(f"{wrong[0]} for a {kind}", None, "leave it out")
+    return (
+        load_predictor(source, **options) if kind in v.PREDICTORS else load_causal_lm(source, prompt=prompt, **options)
+    )
 
 
 def forget(
@@ -54,6 +82,11 @@ def forget(
         None, help="key=value settings of the method, the model and the prompt."
     ),
     model: str | None = typer.Option(None, help="Hub id or folder (safetensors)."),
+    data: str | None = typer.Option(
+        None,
+        help="For a classifier or regressor: all training rows; --forget then says which (class=3, identity=ann, "
+        "random=0.1:0, ids=FILE) and the rest is kept.",
+    ),
     forget: str | None = typer.Option(None, help=f"Rows to forget: {REQUEST_HELP}."),
     retain: str | None = typer.Option(None, help="Rows to keep."),
     holdout: str | None = typer.Option(None, help="Rows like the forget rows that the model has never seen."),
@@ -79,8 +112,9 @@ def forget(
     if method and "=" in method:  # the method came from --config, the word is a setting
         settings, method = [method, *(settings or [])], None
     options = {
-        "method": method, "model": model, "forget": forget, "retain": retain, "holdout": holdout, "evaluate": evaluate,
-        "concept": concept, "scope_words": scope_words, "received": received, "approved_by": approved_by, "out": out,
+        "method": method, "model": model, "data": data, "forget": forget, "retain": retain, "holdout": holdout,
+        "evaluate": evaluate, "concept": concept, "scope_words": scope_words, "received": received, "approved_by": approved_by,
+        "out": out,
     }  # fmt: skip
     values = v.merge(config, options, settings)
     given = v.take(values, OPTIONS)
@@ -94,10 +128,12 @@ def forget(
         f"efface forget {chosen.card.name}",
         {**{k: x for k, x in given.items() if x}, **model_keys, **parsed.model_dump(mode="json")}, json_output=json_output,
     )  # fmt: skip
-    request = read_request(given)
+    kind = v.kind_of(source)
+    request = read_request(given, kind)
     chosen.check(request, parsed)
     v.show_progress(json_output)
-    subject = load_model(dict(model_keys), source, prompt)
+    subject = load_model(dict(model_keys), source, prompt, kind)
+    chosen.check_subject(subject)
     if dry_run:
         v.tell(
             f"dry run: {subject}, {len(request.forget)} rows to forget; nothing was written", json_output=json_output

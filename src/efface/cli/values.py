@@ -16,7 +16,9 @@ from efface.run.progress import SHOW
 POSITIONAL = {"method": "efface forget METHOD", "recipe": "efface learn RECIPE", "measure": "efface measure MEASURE",
               "target": "efface audit RUN"}  # fmt: skip
 """Keys that are arguments, not options, with the place where they stand."""
-PROMPT, MODEL = "prompt", ("revision", "dtype", "device_map", "adapter", "trust_remote_code")
+PROMPT, MODEL = "prompt", ("revision", "dtype", "device_map", "adapter", "trust_remote_code", "factory", "head")
+PREDICTORS = ("classifier", "regressor")
+"""Kinds of model whose data are labelled rows."""
 
 
 def parse_pairs(words: Iterable[str] | None) -> dict[str, Any]:
@@ -153,6 +155,14 @@ def prompt_format(values: dict[str, Any]) -> Any:
     if given is not None and not isinstance(given, dict):
         raise ConfigError(f"prompt={given!r}", "prompt.style=..., prompt.prompt=...", "name its parts")
     return None if given is None else PromptFormat.parse(given, owner="prompt")
+
+
+def kind_of(source: str) -> str:
+    """What a model folder or hub id holds: causal-lm, classifier or regressor (what is none of them is read as the first)."""
+    from efface.subjects.loading import glance
+
+    kind = glance(source).kind
+    return str(kind) if kind in PREDICTORS else "causal-lm"
 
 
 def show_progress(json_output: bool) -> None:

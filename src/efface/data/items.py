@@ -10,11 +10,13 @@ import base64
 import binascii
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
+import numpy.typing as npt
 from datasets import ClassLabel, Dataset, Features, Value
 
 from efface.data.pictures import (
@@ -38,12 +40,18 @@ NAMES = {
 }
 """What the columns may be called; the first name that is there counts."""
 
+Names = Mapping[str, tuple[str, ...]]
+CONTENT = ("image", "text", "features")
+"""Columns that can be what a row is about."""
+
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
 BASE64 = re.compile(r"^(data:image/[\w.+-]+;base64,)?([A-Za-z0-9+/\s]{40,}={0,2})\s*$")
 
 
-def read_items(source: str | Path | Dataset, *, split: str = "train", want: Sequence[str] = ()) -> Dataset:
+def read_items(
+    source: str | Path | Dataset, *, split: str = "train", want: Sequence[str] = (), names: Names = NAMES
+) -> Dataset:
     """Read pictures, texts and labels.
 
     Args:
@@ -53,6 +61,7 @@ def read_items(source: str | Path | Dataset, *, split: str = "train", want: Sequ
             line, a hub name `user/name[:config][@revision]`, or a `Dataset`.
         split: the split, for hub names.
         want: columns that must be there, of `image`, `text`, `label`. Pictures are left out where only texts are wanted.
+        names: the columns to look for, and what they may be called.
 
     Returns:
         a data set in the source's order; see the module.
@@ -62,26 +71,26 @@ def read_items(source: str | Path | Dataset, *, split: str = "train", want: Sequ
             and remedy. Pixels are decoded later: a truncated picture is refused by `open_picture`.
     """
     for name in want:
-        if name not in ("image", "text", "label"):
-            raise RequestError(f"want={name!r}", "image, text or label", "choose among them")
+        if name not in names:
+            raise RequestError(f"want={name!r}", ", ".join(names), "choose among them")
     skip = {"image"} if "text" in want and "image" not in want else set()
     if isinstance(source, Dataset):
-        return _from_dataset(source, "the data set", want, skip)
+        return _from_dataset(source, "the data set", want, skip, names)
     path, text = Path(source).expanduser(), str(source)
     if path.is_dir():
-        return _from_folder(path, want, skip)
+        return _from_folder(path, want, skip, names)
     if path.exists():
         suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
         if suffix == ".txt":
-            return _from_rows(_lines(path), path.name, path.parent, want, skip)
+            return _from_rows(_lines(path), path.name, path.parent, want, skip, names)
         if suffix in PICTURE_SUFFIXES:
             raise RequestError(f"{path} is one picture", "a folder of pictures", "name the folder")
         if suffix not in READERS:
             raise RequestError(f"{path}: unknown format '{suffix}'", f"a folder, .txt, or one of {', '.join(SUFFIXES)}",
                                "convert the file")  # fmt: skip
-        return _from_rows(READERS[suffix](path), path.name, path.parent, want, skip)
+        return _from_rows(READERS[suffix](path), path.name, path.parent, want, skip, names)
     if HUB_NAME.match(text) and not text.startswith(".") and not text.endswith((*SUFFIXES, ".txt")):
-        return _from_dataset(_hub(text, split), text, want, skip)
+        return _from_dataset(_hub(text, split), text, want, skip, names)
     raise RequestError(f"no file or folder at '{text}'", "an existing one, or a hub name user/name[:config]",
                        "check the path")  # fmt: skip
 
@@ -94,7 +103,7 @@ def _lines(path: Path) -> Iterable[dict[str, Any]]:
         yield {"text": line.rstrip("\r\n")}
 
 
-def _from_folder(folder: Path, want: Sequence[str], skip: set[str]) -> Dataset:
+def _from_folder(folder: Path, want: Sequence[str], skip: set[str], names: Names) -> Dataset:
     found = sorted(
         path.relative_to(folder)
         for path in folder.rglob("*")
@@ -102,7 +111,7 @@ def _from_folder(folder: Path, want: Sequence[str], skip: set[str]) -> Dataset:
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
-    metadata = next((folder / name for name in METADATA if (folder / name).exists()), None)
+    metadata = next((folder / file for file in METADATA if (folder / file).exists()), None)
     if metadata is not None:
         rows = list(READERS[metadata.suffix](metadata))
         for index, row in enumerate(rows):
@@ -114,7 +123,7 @@ def _from_folder(folder: Path, want: Sequence[str], skip: set[str]) -> Dataset:
             raise RequestError(f"{metadata} does not name {len(others)} pictures of the folder (first: {others[0]})",
                                "one row a picture", "add the rows, or move the pictures away")  # fmt: skip
         named = [{**row, "id": row.get("id", row["file_name"])} for row in rows]
-        return _from_rows(named, str(metadata), folder, want, skip)
+        return _from_rows(named, str(metadata), folder, want, skip, names)
     if not found:
         raise RequestError(f"no pictures in {folder}", f"files {', '.join(PICTURE_SUFFIXES)}", "check the path")
     classes = all(len(path.parts) > 1 for path in found)
@@ -122,7 +131,7 @@ def _from_folder(folder: Path, want: Sequence[str], skip: set[str]) -> Dataset:
         {"id": path.as_posix(), "image": path.as_posix()} | ({"label": path.parent.name} if classes else {})
         for path in found
     ]
-    return _from_rows(rows, str(folder), folder, want, skip)
+    return _from_rows(rows, str(folder), folder, want, skip, names)
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------
@@ -164,7 +173,11 @@ def _cell(column: str, value: Any, base: Path, place: str) -> Any:
         cell = _picture(value, base, place)
         look_at_picture(cell, place=place)
         return cell
-    if column == "weight":
+    if column == "features":
+        return _array(value, place)
+    if column == "identity":
+        return _identity(value, place.rpartition(",")[0], column)
+    if column in ("weight", "target"):
         try:
             number = float(value)
         except (TypeError, ValueError):
@@ -181,28 +194,57 @@ def _cell(column: str, value: Any, base: Path, place: str) -> Any:
     return value
 
 
-def _columns(names: Iterable[str], source: str, want: Sequence[str], skip: set[str]) -> dict[str, str]:
+def _columns(
+    given: Iterable[str], source: str, want: Sequence[str], skip: set[str], names: Names
+) -> dict[str, str]:  # fmt: skip
     """Our names to the source's names."""
-    there = set(names)
+    there = set(given)
     chosen = {
         column: next(name for name in options if name in there)
-        for column, options in NAMES.items()
+        for column, options in names.items()
         if column not in skip and there & set(options)
     }
     missing = [column for column in want if column not in chosen]
-    if not missing and not {"image", "text"} & set(chosen):
-        missing = ["text" if "image" in skip else "image' or 'text"]
+    content = [column for column in CONTENT if column in names and column not in skip]
+    if not missing and not set(content) & set(chosen):
+        missing = ["' or '".join(content)]
     if missing:
-        known = " or ".join(NAMES.get(missing[0], ("image", "text")))
+        known = " or ".join(names.get(missing[0], tuple(content)))
         raise RequestError(f"{source}: no column '{missing[0]}' (there are: {', '.join(sorted(there))})",
                            known, "add or rename the column")  # fmt: skip
     return chosen
 
 
-def _identity(value: Any, place: str) -> str:
+def _identity(value: Any, place: str, column: str = "id") -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
-        raise RequestError(f"{place}, column 'id': {value!r}", "text or a whole number", "give each row a stable id")
+        remedy = "give each row a stable id" if column == "id" else "fill or drop the row"
+        raise RequestError(f"{place}, column '{column}': {value!r}", "text or a whole number", remedy)
     return str(value)
+
+
+def _array(value: Any, place: str) -> npt.NDArray[np.float32]:
+    """A cell of the `features` column: finite numbers in one to four dimensions."""
+    try:
+        found = np.asarray(value, dtype=np.float32)
+    except (TypeError, ValueError):
+        found = np.zeros((), dtype=np.float32)
+    if not 1 <= found.ndim <= 4 or not found.size:
+        raise RequestError(f"{place}: {str(value)[:60]!r}", "a list of numbers", "mend the row")
+    if not np.isfinite(found).all():
+        raise RequestError(f"{place}: NaN or infinity", "finite numbers", "mend or drop the row")
+    return found
+
+
+def _shape(arrays: Sequence[npt.NDArray[np.float32]], source: str) -> Any:
+    """The feature of a column of arrays of one shape."""
+    for index, array in enumerate(arrays):
+        if array.shape != arrays[0].shape:
+            raise RequestError(f"{source}, row {index}, column 'features': shape {list(array.shape)}",
+                               f"{list(arrays[0].shape)}, as in row 0", "give every row the same shape")  # fmt: skip
+    shape = arrays[0].shape
+    if len(shape) == 1:
+        return datasets.List(Value("float32"), length=shape[0])
+    return {2: datasets.Array2D, 3: datasets.Array3D, 4: datasets.Array4D}[len(shape)](shape, "float32")
 
 
 def _unique(ids: Sequence[str], source: str) -> None:
@@ -228,12 +270,12 @@ def _labels(values: Sequence[Any], source: str) -> tuple[list[int], Any]:
 
 
 def _from_rows(
-    rows: Iterable[dict[str, Any]], source: str, base: Path, want: Sequence[str], skip: set[str]
+    rows: Iterable[dict[str, Any]], source: str, base: Path, want: Sequence[str], skip: set[str], names: Names
 ) -> Dataset:  # fmt: skip
     kept = list(rows)
     if not kept:
         raise RequestError(f"{source} is empty", "at least one row", "check the path or the filter that made it")
-    chosen = _columns(kept[0], source, want, skip)
+    chosen = _columns(kept[0], source, want, skip, names)
     data: dict[str, list[Any]] = {name: [] for name in ("id", *chosen)}
     for index, row in enumerate(kept):
         place = f"{source}, row {index}"
@@ -243,23 +285,26 @@ def _from_rows(
                 raise RequestError(f"{place}, column '{name}': missing, while row 0 has it", "all rows or none",
                                    "fill the column everywhere or drop it")  # fmt: skip
             data[column].append(_cell(column, row[name], base, place))
-        late = [name for column, options in NAMES.items() if column not in chosen for name in options if name in row]
-        if late and not skip & {column for column, options in NAMES.items() if late[0] in options}:
+        late = [name for column, options in names.items() if column not in chosen for name in options if name in row]
+        if late and not skip & {column for column, options in names.items() if late[0] in options}:
             raise RequestError(f"{place}, column '{late[0]}': row 0 does not have it", "all rows or none",
                                "fill the column everywhere or drop it")  # fmt: skip
     _unique(data["id"], source)
-    kinds: dict[str, Any] = {"id": Value("string"), "text": Value("string"), "weight": Value("float64")}
+    kinds: dict[str, Any] = {name: Value("string") for name in ("id", "text", "identity")}
+    kinds |= {name: Value("float64") for name in ("weight", "target")}
     kinds["image"] = datasets.Image(decode=False)
+    if "features" in data:
+        kinds["features"] = _shape(data["features"], source)
     if "label" in data:
         data["label"], kinds["label"] = _labels(data["label"], source)
     return Dataset.from_dict(data, features=Features({name: kinds[name] for name in data}))
 
 
-def _from_dataset(data: Dataset, source: str, want: Sequence[str], skip: set[str]) -> Dataset:
+def _from_dataset(data: Dataset, source: str, want: Sequence[str], skip: set[str], names: Names) -> Dataset:
     """A ready set: columns are renamed and checked, pictures stay where they are."""
     if not len(data):
         raise RequestError(f"{source} is empty", "at least one row", "check the filter that made it")
-    chosen = _columns(data.column_names, source, want, skip)
+    chosen = _columns(data.column_names, source, want, skip, names)
     identified = "id" in data.column_names
     data = data.select_columns([*(["id"] if identified else []), *chosen.values()])
     data = data.rename_columns({name: column for column, name in chosen.items() if name != column})
@@ -273,12 +318,18 @@ def _from_dataset(data: Dataset, source: str, want: Sequence[str], skip: set[str
             if value is None:
                 raise RequestError(f"{source}, row {index}, column 'image': missing", "a picture", "drop the row")
             look_at_picture(value, place=f"{source}, row {index}, column 'image'")
-    for column in ("text", "label", "weight"):
+    if "features" in chosen:
+        arrays = list(data.with_format("numpy")["features"])
+        rows = [_array(value, f"{source}, row {i}, column 'features'") for i, value in enumerate(arrays)]
+        data = data.remove_columns("features").add_column("features", rows, feature=_shape(rows, source))
+    for column in ("text", "label", "weight", "target", "identity"):
         if column in chosen:
             values = [_cell(column, value, Path(), f"{source}, row {i}") for i, value in enumerate(data[column])]
             if column == "label" and not isinstance(data.features["label"], ClassLabel):
                 numbers, feature = _labels(values, source)
                 data = data.remove_columns("label").add_column("label", numbers, feature=feature)
+            elif column == "identity":
+                data = data.remove_columns(column).add_column(column, values)
     ids = data["id"] if identified else range(len(data))
     ids = [_identity(value, f"{source}, row {index}") for index, value in enumerate(ids)]
     _unique(ids, source)

@@ -11,6 +11,7 @@ from typing import Any
 from datasets import Dataset
 
 from efface.data.columns import canonical
+from efface.data.labelled import LABELLED, content_key, is_labelled, plain_row, read_labelled
 from efface.data.readers import read_dataset
 from efface.errors import RequestError
 from efface.run.digests import canonical as canonical_bytes
@@ -22,24 +23,43 @@ from efface.run.record import RequestRecord, SetRecord
 def data_digest(data: Dataset) -> str:
     """Digest of a canonical data set: ids and contents, in order."""
     sha = hashlib.sha256()
+    labelled = is_labelled(data)
     for row in data:
-        sha.update(canonical_bytes(row))
+        sha.update(canonical_bytes(plain_row(row) if labelled else row))
     return "sha256:" + sha.hexdigest()
 
 
-def _keys(data: Dataset) -> dict[tuple[str, str], int]:
+def _keys(data: Dataset) -> dict[Any, int]:
+    if is_labelled(data):
+        return {content_key(row): index for index, row in enumerate(data)}
     pairs = zip(data["question"], data["answer"], strict=True)
     return {(" ".join(q.split()), " ".join(a.split())): index for index, (q, a) in enumerate(pairs)}
 
 
 def _refuse_overlap(first: Dataset, second: Dataset, names: tuple[str, str]) -> None:
+    if is_labelled(first) != is_labelled(second):
+        raise RequestError(
+            f"the {names[0]} and the {names[1]} set have other columns ({', '.join(first.column_names)}; "
+            f"{', '.join(second.column_names)})", "rows of one kind", "give both in the same form",
+        )  # fmt: skip
+    same = "same input" if is_labelled(first) else "same question and answer"
     other = _keys(second)
     for pair, index in _keys(first).items():
         if pair in other:
             raise RequestError(
-                f"{names[0]} row {index} is also {names[1]} row {other[pair]} (same question and answer)",
+                f"{names[0]} row {index} is also {names[1]} row {other[pair]} ({same})",
                 f"{names[0]} and {names[1]} without common rows", f"remove it from the {names[1]} set",
             )  # fmt: skip
+
+
+def _made(rows: Any, name: str) -> Dataset:
+    """Canonical or labelled rows, by their columns."""
+    data = rows if isinstance(rows, Dataset) else None
+    columns = set(data.column_names) if data is not None else set(rows[0]) if len(rows) else set()
+    answers = columns & {"answer", "completion", "messages"}
+    if not answers and columns & {*LABELLED["label"], *LABELLED["target"]}:
+        return read_labelled(data if data is not None else Dataset.from_list(list(rows)))
+    return canonical(rows, name)
 
 
 def _sources(sets: Mapping[str, Dataset | None], given: Mapping[str, str]) -> dict[str, str]:
@@ -48,7 +68,7 @@ def _sources(sets: Mapping[str, Dataset | None], given: Mapping[str, str]) -> di
 
 @dataclass(frozen=True)
 class Request:
-    """A validated request.
+    """A validated request: questions with answers, or labelled rows.
 
     Args:
         forget: rows to forget (canonical columns).
@@ -88,14 +108,17 @@ class Request:
     @classmethod
     def load(
         cls, forget: str | Path, retain: str | Path | None = None, holdout: str | Path | None = None,
-        evaluate: Mapping[str, str | Path] | None = None, **fields: Any,
+        evaluate: Mapping[str, str | Path] | None = None, *, labelled: bool = False, **fields: Any,
     ) -> Request:  # fmt: skip
-        """Read every set from a file or hub name (see `read_dataset`)."""
+        """Read every set from a file or hub name (see `read_dataset`).
+
+        Args:
+            labelled: rows for a classifier or regressor (see `read_labelled`).
+        """
+        read = read_labelled if labelled else read_dataset
         named = {"forget": forget, "retain": retain, "holdout": holdout}
-        sets: dict[str, Any] = {
-            name: read_dataset(source) if source is not None else None for name, source in named.items()
-        }
-        extra = {name: read_dataset(source) for name, source in (evaluate or {}).items()}
+        sets: dict[str, Any] = {name: read(source) if source is not None else None for name, source in named.items()}
+        extra = {name: read(source) for name, source in (evaluate or {}).items()}
         sources = {name: str(source) for name, source in named.items() if source is not None}
         sources |= {f"evaluate.{name}": str(source) for name, source in (evaluate or {}).items()}
         return cls(evaluate=extra, sources=sources, **sets, **fields)
@@ -103,10 +126,10 @@ class Request:
     @classmethod
     def from_rows(cls, forget: Any, retain: Any = None, holdout: Any = None, **fields: Any) -> Request:
         """Build from lists of dictionaries or data sets in any accepted layout."""
-        evaluate = {name: canonical(rows, name) for name, rows in fields.pop("evaluate", {}).items()}
+        evaluate = {name: _made(rows, name) for name, rows in fields.pop("evaluate", {}).items()}
         return cls(
-            forget=canonical(forget, "forget"), retain=None if retain is None else canonical(retain, "retain"),
-            holdout=None if holdout is None else canonical(holdout, "holdout"), evaluate=evaluate, **fields,
+            forget=_made(forget, "forget"), retain=None if retain is None else _made(retain, "retain"),
+            holdout=None if holdout is None else _made(holdout, "holdout"), evaluate=evaluate, **fields,
         )  # fmt: skip
 
     def sets(self) -> dict[str, Dataset]:

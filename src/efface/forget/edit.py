@@ -27,7 +27,7 @@ from efface.errors import RunError, StorageError, nearest
 from efface.run.digests import digest_file, digest_value
 from efface.run.files import read_json, storage, whole_folder, write_json
 from efface.run.record import EditRecord
-from efface.subjects.causal_lm import CausalLM
+from efface.subjects.learner import Learner
 from efface.train.lora_init import refuse_residual
 from efface.train.snapshot import Snapshot, bits
 
@@ -87,7 +87,7 @@ class Edit(ABC):
             if digest_file(self.folder / name) != digest:
                 raise RunError(f"{self.folder / name} was changed after it was written", None, "copy or fit it again")
 
-    def apply(self, subject: CausalLM) -> CausalLM:
+    def apply(self, subject: Learner) -> Any:
         """Change the subject. Refuses any subject but the one the edit was fitted on.
 
         Raises:
@@ -105,7 +105,7 @@ class Edit(ABC):
         subject.changed()
         return subject
 
-    def remove(self, subject: CausalLM) -> CausalLM:
+    def remove(self, subject: Learner) -> Any:
         """Take the edit off again; the subject has the bits that it had before.
 
         Raises:
@@ -151,10 +151,10 @@ class Edit(ABC):
         return kinds[kind](path)
 
     @abstractmethod
-    def _apply(self, subject: CausalLM) -> None: ...
+    def _apply(self, subject: Any) -> None: ...
 
     @abstractmethod
-    def _remove(self, subject: CausalLM) -> None: ...
+    def _remove(self, subject: Any) -> None: ...
 
 
 class WeightEdit(Edit):
@@ -162,7 +162,7 @@ class WeightEdit(Edit):
 
     kind = "weights"
 
-    def _apply(self, subject: CausalLM) -> None:
+    def _apply(self, subject: Any) -> None:
         live = subject.weights()
         try:
             with safe_open(self.folder / "delta.safetensors", framework="pt") as file, torch.no_grad():
@@ -182,7 +182,7 @@ class WeightEdit(Edit):
 
     @classmethod
     def harvest(
-        cls, subject: CausalLM, snapshot: Snapshot, folder: Path, *, base_digest: str, method: str, claim: str,
+        cls, subject: Learner, snapshot: Snapshot, folder: Path, *, base_digest: str, method: str, claim: str,
         config: dict[str, Any], beside: Sequence[Path] = (), guarantee: Sequence[str] = (),
     ) -> WeightEdit:  # fmt: skip
         """Store what training changed and put the subject back, without a second copy of the weights.
@@ -227,7 +227,7 @@ class WeightEdit(Edit):
         return cls(folder)
 
 
-def put_adapter_on(subject: CausalLM, folder: Path) -> None:
+def put_adapter_on(subject: Learner, folder: Path) -> None:
     """The adapter of a folder around the subject's model; it remembers which parameters required gradients."""
     from peft import PeftModel
 
@@ -236,7 +236,7 @@ def put_adapter_on(subject: CausalLM, folder: Path) -> None:
     subject.model.efface_flags = flags
 
 
-def take_adapter_off(subject: CausalLM) -> None:
+def take_adapter_off(subject: Learner) -> None:
     """The model as it was before `put_adapter_on`, flags included."""
     flags = getattr(subject.model, "efface_flags", {})
     subject.model = subject.model.unload()
@@ -251,15 +251,15 @@ class AdapterEdit(Edit):
 
     kind = "adapter"
 
-    def _apply(self, subject: CausalLM) -> None:
+    def _apply(self, subject: Learner) -> None:
         put_adapter_on(subject, self.folder / "adapter")
 
-    def _remove(self, subject: CausalLM) -> None:
+    def _remove(self, subject: Learner) -> None:
         take_adapter_off(subject)
 
     @classmethod
     def harvest(
-        cls, subject: CausalLM, adapted: Any, folder: Path, *, base_digest: str, method: str, claim: str,
+        cls, subject: Learner, adapted: Any, folder: Path, *, base_digest: str, method: str, claim: str,
         config: dict[str, Any],
     ) -> AdapterEdit:  # fmt: skip
         """Store the adapter that training left on `adapted` (a PEFT model around the subject's model).

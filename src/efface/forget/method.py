@@ -12,21 +12,20 @@ from typing import Any
 
 from pydantic import Field
 
-from efface.catalog import Card, find
+from efface.catalog import Card, entries, find
 from efface.data.request import Request
 from efface.errors import ConfigError, RequestError
 from efface.forget.edit import AdapterEdit, Edit, WeightEdit
 from efface.run.cost import Cost, measure_cost
 from efface.run.files import make_folder, write_json
-from efface.subjects.causal_lm import CausalLM
-from efface.subjects.prompts import Encoded
+from efface.subjects.learner import Learner
 from efface.train.config import TrainConfig
 from efface.train.engine import LossFunction, TrainLog, train
 from efface.train.mask_guard import guarding
 from efface.train.mask_selectors import MaskRows, mask_of
-from efface.train.scopes import ScopeConfig, scoped
+from efface.train.scopes import ScopeConfig, resting_norms, scoped
 from efface.train.snapshot import Snapshot
-from efface.train.streams import Schedule
+from efface.train.streams import Schedule, collator_of
 from efface.train.weight_mask import WeightMask
 
 MASK_FILES = ("mask.safetensors", "mask.json")
@@ -73,8 +72,22 @@ class Method(ABC):
         if "retain" in self.card.needs and request.retain is None:
             raise RequestError(f"{self.card.name} without a retain set", "rows to keep", "give them with --retain")
 
+    def check_subject(self, subject: Learner) -> None:
+        """Refuse a model of a kind that the card does not name.
+
+        Raises:
+            ConfigError: which methods there are for this kind.
+        """
+        if subject.kind not in self.card.subjects and "any" not in self.card.subjects:
+            others = [name for name, entry in entries().items() if entry.card.verb == "forget"
+                      and {subject.kind, "any"} & set(entry.card.subjects)]  # fmt: skip
+            raise ConfigError(
+                f"{self.card.name} on a {subject.kind}", f"a {' or '.join(self.card.subjects)}",
+                f"methods for a {subject.kind}: {', '.join(others)}",
+            )  # fmt: skip
+
     @abstractmethod
-    def fit(self, subject: CausalLM, request: Request, config: FitConfig, *, work: Path, out: Path) -> Fitted:
+    def fit(self, subject: Any, request: Request, config: FitConfig, *, work: Path, out: Path) -> Fitted:
         """Fit the edit.
 
         Args:
@@ -85,7 +98,7 @@ class Method(ABC):
 
 
 def train_edit(
-    method: Method, subject: CausalLM, schedule: Schedule, loss: LossFunction, config: FitConfig, *, work: Path, out: Path,
+    method: Method, subject: Learner, schedule: Schedule, loss: LossFunction, config: FitConfig, *, work: Path, out: Path,
     restart: Callable[[], None] | None = None, callbacks: tuple[Any, ...] = (), mask_rows: MaskRows | None = None,
     guarantee: Sequence[str] = (), claim: str | None = None,
 ) -> Fitted:  # fmt: skip
@@ -108,14 +121,16 @@ def train_edit(
         measure_cost(f"fit {method.card.name}") as cost,
         contextlib.nullcontext(_chosen(subject, config, mask_rows or _rows_of(schedule), work)) as mask,
         scoped(subject.model, config, mask) as model, guarding(model, mask) as guards,
+        resting_norms(subject.model, config) as statistics,
     ):  # fmt: skip
         movable = {name: p for name, p in subject.weights().items() if p.requires_grad}
         if not movable:
             raise ConfigError(f"scope={config.scope} leaves no parameter to train", "at least one", "widen the scope")
+        movable |= statistics
 
         def run() -> TrainLog:
             return train(
-                model, schedule, loss, config, folder=work / "checkpoints", pad_id=subject.pad_id,
+                model, schedule, loss, config, folder=work / "checkpoints", collator=collator_of(subject),
                 label=f"fit {method.card.name}", callbacks=(*guards, *callbacks),
             )  # fmt: skip
 
@@ -138,7 +153,7 @@ def train_edit(
     return Fitted(edit, [cost], log.values)
 
 
-def _chosen(subject: CausalLM, config: FitConfig, rows: MaskRows, work: Path) -> WeightMask | None:
+def _chosen(subject: Learner, config: FitConfig, rows: MaskRows, work: Path) -> WeightMask | None:
     """The mask of `scope=mask`, written with what it selects by kind of module and which of WAGLE's terms dominates."""
     if config.scope != "mask":
         return None
@@ -151,10 +166,10 @@ def _chosen(subject: CausalLM, config: FitConfig, rows: MaskRows, work: Path) ->
 
 def _rows_of(schedule: Schedule) -> MaskRows:
     """The plain forget and retain streams of a schedule."""
-    found: dict[str, list[Encoded]] = {}
+    found: dict[str, list[Any]] = {}
     for name in ("forget", "retain"):
         rows = schedule.streams[name].rows if name in schedule.streams else ()
-        found[name] = [row for row in rows if isinstance(row, Encoded)]
+        found[name] = [row for row in rows if not isinstance(row, list)]
     return MaskRows(**found)
 
 

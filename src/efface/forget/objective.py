@@ -23,8 +23,6 @@ from efface.errors import ConfigError, RequestError
 from efface.forget.method import FitConfig, Fitted, Method, train_edit
 from efface.forget.retain import retain_loss, retain_stream
 from efface.subjects.answers import AnswerLogits, answer_logits
-from efface.subjects.causal_lm import CausalLM
-from efface.subjects.prompts import Encoded
 from efface.train.engine import LossFunction, world_size
 from efface.train.mask_selectors import MaskRows
 from efface.train.reference import reference_logp
@@ -121,7 +119,7 @@ class ObjectiveMethod(Method):
                 "give them with --retain, or set retain_term=none",
             )  # fmt: skip
 
-    def streams(self, subject: CausalLM, request: Request, config: ObjectiveConfig) -> dict[str, Stream]:
+    def streams(self, subject: Any, request: Request, config: ObjectiveConfig) -> dict[str, Stream]:
         """The tokenised data of the run, with everything that comes from the reference."""
         rows = subject.encode_rows(request.forget, name="forget")
         extras = {"ref_logp": reference_logp(subject, rows)} if self.reference else {}
@@ -133,11 +131,11 @@ class ObjectiveMethod(Method):
             found["retain"] = self.retained(subject, keep, config)
         return found
 
-    def retained(self, subject: CausalLM, rows: list[Encoded], config: ObjectiveConfig) -> Stream:
+    def retained(self, subject: Any, rows: list[Any], config: ObjectiveConfig) -> Stream:
         """The retain rows with what the retain term needs."""
         return retain_stream(config.retain_term, subject, rows, config.retain_top_k)
 
-    def _alternatives(self, subject: CausalLM, request: Request, config: ObjectiveConfig) -> Stream:
+    def _alternatives(self, subject: Any, request: Request, config: ObjectiveConfig) -> Stream:
         """Refusals for every row: as many different ones as there are passes, so that the reference costs no more."""
         rng = np.random.default_rng(config.seed)
         count = min(len(REFUSALS), math.ceil(config.epochs))
@@ -150,7 +148,7 @@ class ObjectiveMethod(Method):
         ]
         if not self.reference:
             return Stream(variants, of="forget")
-        flat: list[Encoded] = [row for group in variants for row in group]
+        flat: list[Any] = [row for group in variants for row in group]
         logp = reference_logp(subject, flat).view(len(variants), count)
         return Stream(variants, {"ref_logp": logp}, of="forget")
 
@@ -169,7 +167,7 @@ class ObjectiveMethod(Method):
             repeat_pairs=config.repeat_pairs,
         )  # fmt: skip
 
-    def prepare(self, subject: CausalLM, request: Request, config: ObjectiveConfig) -> Prepared:
+    def prepare(self, subject: Any, request: Request, config: ObjectiveConfig) -> Prepared:
         """Everything but the training.
 
         Raises:
@@ -177,9 +175,7 @@ class ObjectiveMethod(Method):
         """
         return self.assemble(subject, request, self.streams(subject, request, config), config)
 
-    def assemble(
-        self, subject: CausalLM, request: Request, streams: dict[str, Stream], config: ObjectiveConfig
-    ) -> Prepared:
+    def assemble(self, subject: Any, request: Request, streams: dict[str, Stream], config: ObjectiveConfig) -> Prepared:
         """A run over given streams.
 
         Weights that say the refusals are attributed to refusals, as WAGLE does for preference optimisation.
@@ -196,16 +192,16 @@ class ObjectiveMethod(Method):
         rows = None
         if config.scope == "mask":
             wanted = streams["alternative" if self.alternative else "forget"].rows
-            forget = [row for one in wanted for row in ([one] if isinstance(one, Encoded) else one)]
+            forget = [row for one in wanted for row in (one if isinstance(one, list) else [one])]
             keep = None if request.retain is None else subject.encode_rows(request.retain, name="retain")
             rows = MaskRows(forget, keep)
         return Prepared(schedule, loss, () if stop is None else (stop,), rows)
 
-    def stop(self, subject: CausalLM, schedule: Schedule, config: ObjectiveConfig) -> StopWhen | None:
+    def stop(self, subject: Any, schedule: Schedule, config: ObjectiveConfig) -> StopWhen | None:
         """What ends the run before its schedule does; by default nothing."""
         return None
 
-    def fit(self, subject: CausalLM, request: Request, config: FitConfig, *, work: Path, out: Path) -> Fitted:
+    def fit(self, subject: Any, request: Request, config: FitConfig, *, work: Path, out: Path) -> Fitted:
         """See `Method.fit`."""
         assert isinstance(config, ObjectiveConfig)
         self.check(request, config)

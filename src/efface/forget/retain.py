@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from efface.subjects.answers import AnswerLogits, answer_logits
-from efface.subjects.causal_lm import CausalLM
-from efface.subjects.prompts import Encoded
-from efface.train.reference import reference_top_k
+from efface.subjects.learner import Learner
+from efface.train.reference import reference_top_k, reference_values
 from efface.train.streams import Stream
 
 
@@ -49,10 +48,12 @@ def kl_to_reference(answer: AnswerLogits, ref_ids: Tensor, ref_logp: Tensor, tok
     return (kl.masked_fill(~answer.mask, 0.0).sum(-1) * token_share).sum()
 
 
-def retain_stream(kind: str, subject: CausalLM, rows: list[Encoded], top_k: int) -> Stream:
-    """The retain rows with what the term needs: nothing for NLL, the reference's top-k for KL."""
+def retain_stream(kind: str, subject: Learner, rows: list[Any], top_k: int) -> Stream:
+    """The retain rows with what the term needs: nothing for NLL, the reference's top-k, or its numbers, for KL."""
     if kind != "kl":
         return Stream(rows)
+    if subject.kind == "regressor":
+        return Stream(rows, extras={"ref_value": reference_values(subject, rows)})
     ids, logp = reference_top_k(subject, rows, top_k)
     return Stream(rows, extras={"ref_ids": ids, "ref_logp": logp})
 
@@ -62,4 +63,7 @@ def retain_loss(kind: str, model: Any, batch: dict[str, Tensor]) -> Tensor:
     answer = answer_logits(model, batch)
     if kind == "nll":
         return nll(answer, batch["token_share"])
+    if "ref_value" in batch:  # two Gaussians of variance one
+        kl: Tensor = 0.5 * (answer.values.squeeze(-1) - batch["ref_value"]).square()
+        return (kl * batch["token_share"]).sum()
     return kl_to_reference(answer, batch["ref_ids"], batch["ref_logp"], batch["token_share"])

@@ -24,7 +24,9 @@ from efface.run.digests import digest_value
 from efface.run.files import make_folder, read_json, sweep, write_json
 from efface.run.manifest import MANIFEST, write_manifest
 from efface.run.record import RunRecord, environment, load_costs, save_costs
-from efface.subjects.causal_lm import CausalLM, as_subject
+from efface.subjects.learner import Learner
+from efface.subjects.load import load
+from efface.subjects.loading import glance
 from efface.train.engine import Diverged, world_size
 
 OWN_FILES = {"inputs.json", "edit", "work", "run.json", "costs.json", MANIFEST}
@@ -36,7 +38,7 @@ def now() -> str:
 
 
 def forget(
-    model: CausalLM | str | Path, request: Request, method: str = "npo", *, out: str | Path | None = None, **config: Any
+    model: Learner | str | Path, request: Request, method: str = "npo", *, out: str | Path | None = None, **config: Any
 ) -> Edit:
     """Fit a forgetting method; nothing is changed until `edit.apply(model)`.
 
@@ -49,7 +51,8 @@ def forget(
     """
     chosen = find_method(method)
     parsed = chosen.configure(config)
-    subject = as_subject(model)
+    subject = as_learner(model)
+    chosen.check_subject(subject)
     if out is not None:
         return forget_into(subject, request, chosen, parsed, Path(out))
     folder = Path(tempfile.mkdtemp(prefix="efface-edit-"))
@@ -125,7 +128,7 @@ def begin(out: Path, inputs: dict[str, Any]) -> Iterator[bool]:
 
 
 def forget_into(
-    subject: CausalLM, request: Request, method: Method, config: FitConfig, out: Path, *, merkle_root: str | None = None
+    subject: Any, request: Request, method: Method, config: FitConfig, out: Path, *, merkle_root: str | None = None
 ) -> Edit:
     """Fit into a run folder; see the module for what happens when it is there already."""
     if world_size() > 1:
@@ -133,11 +136,12 @@ def forget_into(
             f"'forget' in {world_size()} processes", "one: every process would write the same run folder",
             "run it without accelerate launch",
         )  # fmt: skip
+    method.check_subject(subject)
     method.check(request, config)
     record = request.record(merkle_root)
     inputs = {
         "method": method.card.name, "config": config.model_dump(mode="json"), "model": subject.digest, "request": record.id,
-        "prompt": subject.prompt.model_dump(),
+        "prompt": prompt_of(subject),
     }  # fmt: skip
     with begin(out, inputs) as finished:
         if finished:
@@ -157,9 +161,21 @@ def forget_into(
     return edit
 
 
-def _fitted(
-    subject: CausalLM, request: Request, method: Method, config: FitConfig, out: Path
-) -> tuple[Edit, list[Cost]]:
+def prompt_of(subject: Any) -> dict[str, Any]:
+    """The prompt format of a language model; nothing for other kinds."""
+    prompt = getattr(subject, "prompt", None)
+    return {} if prompt is None else dict(prompt.model_dump())
+
+
+def as_learner(model: Any) -> Any:
+    """A subject; a hub id or folder is loaded as the causal LM, classifier or regressor that it is."""
+    if not isinstance(model, (str, Path)):
+        return model
+    kind = glance(str(model)).kind
+    return load(model, kind if kind in ("classifier", "regressor") else "causal-lm")
+
+
+def _fitted(subject: Any, request: Request, method: Method, config: FitConfig, out: Path) -> tuple[Edit, list[Cost]]:
     """The edit of a run folder and its costs: fitted, or read where a kill came between the edit and its record."""
     if (out / "edit" / "edit.json").exists():
         lost = Cost(phase=f"fit {method.card.name} (interrupted: its cost was lost)")

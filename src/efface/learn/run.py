@@ -64,6 +64,7 @@ def read_sets(module: ModuleType, sources: Sequence[Source]) -> list[Dataset]:
     """The sources in the form that the recipe of this module takes."""
     known: Recipe | None = getattr(module, "RECIPE", None)
     if known is None:
-        return [part if isinstance(part, Dataset) else read_dataset(part) for part in sources]
+        read = getattr(module, "READ", read_dataset)
+        return [part if isinstance(part, Dataset) else read(part) for part in sources]
     want = {"pairs": ("image", "text"), "labelled": ("label",), "views": ()}[known.takes]
     return [read_items(part, want=want) for part in sources]

@@ -35,6 +35,53 @@ class AnswerLogits(NamedTuple):
         return self.token_logp.sum(-1)
 
 
+class AnswerValues(NamedTuple):
+    """Numbers that are predicted: each an answer of one token under a Gaussian of variance one.
+
+    `values` and `targets` [B, 1] float32, `mask` [B, 1] bool, all true. Log-probabilities lack the constant
+    -log(2 pi) / 2.
+    """
+
+    values: Tensor
+    targets: Tensor
+    mask: Tensor
+
+    @property
+    def token_logp(self) -> Tensor:
+        """[B, 1]: -(y - target)^2 / 2."""
+        return -0.5 * (self.values - self.targets).square()
+
+    @property
+    def logp_sum(self) -> Tensor:
+        """[B]."""
+        return self.token_logp.sum(-1)
+
+
+def predicted(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    """What a classifier or regressor says: [B, K] logits or [B, 1] numbers, float32.
+
+    Args:
+        model: a module of transformers, or any that takes one tensor and returns one.
+        inputs: by name, or one tensor as `x`.
+    """
+    out = model(inputs["x"]) if set(inputs) == {"x"} else model(**inputs)
+    found: Tensor = getattr(out, "logits", out)
+    return found.float()
+
+
+def sample_answers(said: Tensor, target: Tensor) -> AnswerLogits | AnswerValues:
+    """Outputs and targets of a batch in the form of answers.
+
+    Args:
+        said: [B, K] logits, or [B, 1] numbers where the targets are numbers.
+        target: [B] class indices (int64) or numbers.
+    """
+    mask = torch.ones(len(target), 1, dtype=torch.bool, device=said.device)
+    if target.is_floating_point():
+        return AnswerValues(said.view(len(target), 1), target.float().view(-1, 1), mask)
+    return AnswerLogits(said.unsqueeze(1), target.view(-1, 1), mask)
+
+
 def _takes(model: Any, argument: str) -> bool:
     inner = getattr(model, "get_base_model", lambda: model)()
     while hasattr(inner, "module"):  # a distributed wrapper
@@ -43,16 +90,21 @@ def _takes(model: Any, argument: str) -> bool:
     return argument in inspect.signature(inner.forward).parameters
 
 
-def answer_logits(model: Any, batch: Mapping[str, Tensor]) -> AnswerLogits:
-    """One forward pass over a right-padded batch.
+def answer_logits(model: Any, batch: Mapping[str, Any]) -> Any:
+    """One forward pass over a batch: `AnswerLogits`, or `AnswerValues` of a regressor.
+
+    A class is an answer of one token, so that every objective on answers is one on classes too. Token batches are padded
+    right.
 
     Only the positions from the first answer token on are projected on the vocabulary, where the architecture offers
     it (`logits_to_keep`): memory falls with the share of the prompt.
 
     Args:
-        model: a causal LM.
-        batch: `input_ids`, `attention_mask`, `labels`, each [B, T].
+        model: a causal LM, a classifier or a regressor.
+        batch: `input_ids`, `attention_mask`, `labels`, each [B, T]; or `inputs` by name and `target` [B].
     """
+    if "inputs" in batch:
+        return sample_answers(predicted(model, batch["inputs"]), batch["target"])
     labels = batch["labels"]
     width = labels.shape[1]
     first = int(torch.ne(labels, IGNORED).int().argmax(1).min())  # smallest answer start, >= 1

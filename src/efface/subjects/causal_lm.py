@@ -20,7 +20,7 @@ from efface.subjects.loading import (
     reading_weights,
     refuse_incomplete,
 )
-from efface.subjects.prompts import Encoded, PromptFormat, check_chat, encode, encode_prompt, pad
+from efface.subjects.prompts import Encoded, PromptFormat, check_chat, collate, encode, encode_prompt, pad
 from efface.subjects.subject import Subject, refuse_bad_values
 
 WHAT = "a causal language model"
@@ -98,6 +98,14 @@ class CausalLM(Subject):
         ]
 
     # -- running --------------------------------------------------------------------------------------------------
+
+    def batch(self, rows: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+        """Padded tensors of tokenised rows, where the model is."""
+        return {name: tensor.to(self.device) for name, tensor in collate(rows, self.pad_id).items()}
+
+    def fresh(self) -> Any:
+        """A module of the same form with fresh weights, from torch's global generator."""
+        return type(self.model)(self.model.config)
 
     def generate(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int = 64) -> list[list[int]]:
         """Greedy continuation of each prompt, without the end token.

@@ -12,11 +12,14 @@ from efface.subjects.causal_lm import CausalLM, load_causal_lm
 from efface.subjects.dual_encoder import DualEncoder, load_dual_encoder
 from efface.subjects.encoder import Encoder, load_encoder
 from efface.subjects.loading import glance
+from efface.subjects.predictor import Predictor, load_predictor
 
 LOADERS: dict[str, Callable[..., Any]] = {
     "causal-lm": load_causal_lm,
     "encoder": load_encoder,
     "dual-encoder": load_dual_encoder,
+    "classifier": load_predictor,
+    "regressor": load_predictor,
 }
 
 
@@ -27,15 +30,17 @@ def load(source: str | Path, kind: Literal["encoder"], **options: Any) -> Encode
 @overload
 def load(source: str | Path, kind: Literal["dual-encoder"], **options: Any) -> DualEncoder: ...
 @overload
+def load(source: str | Path, kind: Literal["classifier", "regressor"], **options: Any) -> Predictor: ...
+@overload
 def load(source: str | Path, kind: str | None = None, **options: Any) -> Any: ...
 def load(source: str | Path, kind: str | None = None, **options: Any) -> Any:
-    """Load a model as a causal LM, an encoder or a dual encoder.
+    """Load a model as a causal LM, an encoder, a dual encoder, a classifier or a regressor.
 
     Args:
         source: hub id or folder.
-        kind: `causal-lm`, `encoder` or `dual-encoder`; default: what config.json and modules.json say. A folder that
-            says nothing is tried as a causal LM.
-        options: of `load_causal_lm`, `load_encoder` or `load_dual_encoder`; all take `revision`, `dtype`,
+        kind: `causal-lm`, `encoder`, `dual-encoder`, `classifier` or `regressor`; default: what config.json, modules.json
+            and model.json say. A folder that says nothing is tried as a causal LM.
+        options: of `load_causal_lm`, `load_encoder`, `load_dual_encoder` or `load_predictor`; all take `revision`, `dtype`,
             `trust_remote_code` and `check_values`.
 
     Raises:

@@ -24,6 +24,8 @@ DUAL = ("clip", "siglip", "siglip2")
 COMMANDS = {
     "causal-lm": "efface forget and efface audit take it",
     "encoder": "efface learn and efface measure geometry take it",
+    "classifier": "efface forget and efface audit take it",
+    "regressor": "efface forget and efface audit take it",
     "dual-encoder": "efface measure information-gain takes it; its towers are .image and .text of load_dual_encoder",
 }
 
@@ -212,7 +214,9 @@ def one_device() -> Any:
 class Glance:
     """What config.json and modules.json say about a model, before anything is loaded."""
 
-    kind: str | None  # "causal-lm", "encoder", "dual-encoder"; None where nothing could be said
+    kind: (
+        str | None
+    )  # "causal-lm", "encoder", "dual-encoder", "classifier", "regressor"; None where nothing could be said
     model_type: str = "unknown"
     modality: str | None = None  # of an encoder
     modules: tuple[dict[str, Any], ...] | None = None  # of a sentence-transformers folder
@@ -221,7 +225,10 @@ class Glance:
     @property
     def words(self) -> str:
         """For an error: what it is."""
-        name = {"causal-lm": "a causal language model", "dual-encoder": "a dual encoder"}.get(self.kind or "")
+        name = {
+            "causal-lm": "a causal language model", "dual-encoder": "a dual encoder", "classifier": "a classifier",
+            "regressor": "a regressor",
+        }.get(self.kind or "")  # fmt: skip
         if self.kind == "encoder":
             name = f"an encoder of {self.modality}s"
         of = "sentence-transformers, " if self.modules is not None else ""
@@ -269,6 +276,10 @@ def glance(source: str, revision: str | None = None) -> Glance:
         pair = model_type in DUAL or str(modules[0].get("type", "")).endswith("CLIPModel")
         modality = None if pair else "image" if model_type in _names()[2] else "text"
         return Glance("dual-encoder" if pair else "encoder", model_type, modality, tuple(modules))
+    form = read_config(place, "model.json") if Path(place).is_dir() else None
+    if isinstance(form, dict) and "factory" in form:
+        kind = "regressor" if form.get("task") == "regression" else "classifier"
+        return Glance(kind, str(form["factory"]), str(form.get("modality", "features")))
     config = read_config(place, "config.json", revision)
     if not isinstance(config, dict):
         return Glance(None)
@@ -280,6 +291,10 @@ def glance(source: str, revision: str | None = None) -> Glance:
         return Glance("dual-encoder", model_type)
     if head.endswith(("ForCausalLM", "LMHeadModel")) and stored is None:
         return Glance("causal-lm", model_type)
+    if head.endswith(("ForImageClassification", "ForSequenceClassification")) and stored is None:
+        one = config.get("problem_type") == "regression" or len(config.get("id2label") or {0: "", 1: ""}) == 1
+        modality = "image" if head.endswith("ForImageClassification") else "text"
+        return Glance("regressor" if one else "classifier", model_type, modality)
     if model_type in images:
         return Glance("encoder", model_type, "image", pooling=stored)
     if model_type in texts or stored is not None:

@@ -72,6 +72,16 @@ class Encoded:
         """Number of answer tokens that are predicted."""
         return len(self.ids) - self.n_prompt
 
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens of the whole sequence."""
+        return len(self.ids)
+
+    @property
+    def key(self) -> list[Any]:
+        """What the row is, as a JSON value."""
+        return [self.n_prompt, self.ids]
+
 
 def check_chat(tokenizer: Any, form: PromptFormat) -> None:
     """Refuse the chat style where the tokenizer has no template."""

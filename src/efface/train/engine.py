@@ -93,8 +93,9 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
 class _Engine(Trainer):  # type: ignore[misc]
     """Trainer whose batches come in the schedule's order and whose loss is a given function."""
 
-    def __init__(self, *args: Any, loss: LossFunction, scale: float, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, loss: LossFunction, scale: float, settings: TrainConfig, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._settings = settings
         self.model_accepts_loss_kwargs = False
         self._loss = loss
         self._scale = scale
@@ -107,6 +108,27 @@ class _Engine(Trainer):  # type: ignore[misc]
         """The Trainer's rule, and no decay on scalars: a learnt temperature is not to be pulled to one."""
         shapes = {name: parameter.dim() for name, parameter in model.named_parameters()}
         return [name for name in super().get_decay_parameter_names(model) if shapes.get(name, 1) > 0]
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """AdamW by the Trainer; the others over the same groups of parameters."""
+        if getattr(self, "optimizer", None) is None and self._settings.optimizer != "adamw":
+            decayed = set(self.get_decay_parameter_names(self.model))
+            groups: list[dict[str, Any]] = [
+                {"params": [], "weight_decay": self._settings.weight_decay}, {"params": [], "weight_decay": 0.0},
+            ]  # fmt: skip
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad:
+                    groups[name not in decayed]["params"].append(parameter)
+            rate = self._settings.learning_rate
+            adam = self._settings.optimizer == "adam"
+            made: Any = (
+                torch.optim.Adam(groups, lr=rate)
+                if adam
+                else torch.optim.SGD(groups, lr=rate, momentum=self._settings.momentum)
+            )
+            self.optimizer = made
+            return made
+        return super().create_optimizer(*args, **kwargs)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -165,7 +187,7 @@ def train(
             watch.seen = done
             engine = _Engine(
                 model=model, args=args, train_dataset=schedule, data_collator=collator or Collator(pad_id), loss=loss,
-                scale=scale, callbacks=[watch, *callbacks],
+                scale=scale, settings=config, callbacks=[watch, *callbacks],
             )  # fmt: skip
             engine.remove_callback(PrinterCallback)
             engine.remove_callback(ProgressCallback)

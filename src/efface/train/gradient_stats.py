@@ -28,9 +28,9 @@ from efface.run.digests import digest_value
 from efface.run.files import write_with
 from efface.run.progress import track
 from efface.subjects.answers import AnswerLogits, answer_logits
-from efface.subjects.causal_lm import CausalLM
-from efface.subjects.prompts import Encoded, collate
-from efface.train.reference import cache_folder
+from efface.subjects.learner import Learner
+from efface.subjects.samples import Sample
+from efface.train.reference import cache_folder, rows_digest
 
 Loss = Callable[[Any, Any], Tensor]
 """(model, batch) -> scalar: the mean over the batch. `model` is called as the module is."""
@@ -199,14 +199,15 @@ def mean_nll(answer: AnswerLogits) -> Tensor:
 
 
 def answer_gradients(
-    subject: CausalLM, rows: Sequence[Encoded], *, power: Literal[1, 2] = 1, per: Literal["batch", "sample"] = "batch",
-    weighting: Literal["tokens", "equal"] = "tokens", batch_size: int = 8, loss: Callable[[AnswerLogits], Tensor] = mean_nll,
+    subject: Learner, rows: Sequence[Any], *, power: Literal[1, 2] = 1, per: Literal["batch", "sample"] = "batch",
+    weighting: Literal["tokens", "equal"] = "tokens", batch_size: int = 8, loss: Callable[[Any], Tensor] = mean_nll,
     loss_name: str | None = None, names: Iterable[str] | None = None, cache: bool | None = None,
 ) -> GradStats:  # fmt: skip
-    """Gradient statistics of a language model's loss on answers.
+    """Gradient statistics of a model's loss on answers: of a language model's texts, a classifier's classes, a regressor's
+    numbers.
 
     Args:
-        rows: tokenised examples; batches are cut in this order.
+        rows: tokenised or labelled examples; batches are cut in this order.
         power: 1 or 2.
         per: a gradient for each batch's mean loss or for each row's.
         weighting: a batch (or row) counts by its answer tokens, or each counts one. With `tokens` the plain gradient is
@@ -228,7 +229,7 @@ def answer_gradients(
     size = 1 if per == "sample" else batch_size
     own = own_parameters(subject.model, names)
     numbers = sum(p.numel() for p in own.values())
-    data = digest_value([[row.n_prompt, row.ids] for row in rows])
+    data = rows_digest(rows)
     stats: dict[str, Any] = {
         "power": power, "per": per, "batch_size": size, "rows": len(rows), "model": subject.digest, "data": data,
     }  # fmt: skip
@@ -257,36 +258,38 @@ def answer_gradients(
 
 
 def _padded(
-    subject: CausalLM, rows: Sequence[Encoded], size: int, weighting: str, advance: Callable[[int], None]
+    subject: Learner, rows: Sequence[Any], size: int, weighting: str, advance: Callable[[int], None]
 ) -> Iterator[tuple[dict[str, Tensor], float]]:
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
-        batch = {name: tensor.to(subject.device) for name, tensor in collate(part, subject.pad_id).items()}
-        yield batch, float(sum(row.n_targets for row in part)) if weighting == "tokens" else 1.0
+        yield subject.batch(part), float(sum(row.n_targets for row in part)) if weighting == "tokens" else 1.0
         advance(len(part))
 
 
 def _per_sample(
-    subject: CausalLM, rows: Sequence[Encoded], loss: Callable[[AnswerLogits], Tensor],
+    subject: Learner, rows: Sequence[Any], loss: Callable[[Any], Tensor],
     names: Mapping[str, Tensor], chunk: int, power: Literal[1, 2], weighting: str, advance: Callable[[int], None],
 ) -> dict[str, Tensor]:  # fmt: skip
-    """Rows of one length and one prompt length go together, so that nothing is padded and no mask is needed."""
-    groups: dict[tuple[int, int], list[list[int]]] = {}
+    """Rows of one shape go together, so that nothing is padded and no mask is needed."""
+    groups: dict[tuple[Any, ...], list[Any]] = {}
     for row in rows:
-        groups.setdefault((len(row.ids), row.n_prompt), []).append(row.ids)
+        groups.setdefault(_shape(row), []).append(row)
     found: dict[str, Tensor] | None = None
     total = 0.0
-    for (length, first), members in sorted(groups.items()):
-        weight = float(length - first) if weighting == "tokens" else 1.0
+    for _, members in sorted(groups.items()):
+        weight = float(members[0].n_targets) if weighting == "tokens" else 1.0
+        one = members[0]
 
-        def answers(model: Any, ids: Tensor, first: int = first, length: int = length) -> Tensor:
-            return loss(_unpadded(subject.model, model, ids, first, length - first + 1))
+        def answers(model: Any, batch: Any, one: Any = one) -> Tensor:
+            if isinstance(one, Sample):
+                return loss(answer_logits(model, batch))
+            return loss(_unpadded(subject.model, model, batch, one.n_prompt, len(one.ids) - one.n_prompt + 1))
 
-        def parts(members: list[list[int]] = members, weight: float = weight) -> Iterator[tuple[Tensor, Tensor]]:
+        def parts(members: list[Any] = members, weight: float = weight) -> Iterator[tuple[Any, Tensor]]:
             for start in range(0, len(members), chunk):
-                ids = torch.tensor(members[start : start + chunk], device=subject.device)  # [B, T]
-                yield ids, torch.full((len(ids),), weight, device=subject.device)
-                advance(len(ids))
+                part = members[start : start + chunk]
+                yield _stacked(subject, part), torch.full((len(part),), weight, device=subject.device)
+                advance(len(part))
 
         share = weight * len(members)
         made = accumulate_samples(subject.model, answers, parts(), power=power, names=names)
@@ -298,6 +301,22 @@ def _per_sample(
                 found[name].add_(tensor, alpha=share)
     assert found is not None
     return _divided(found, total)
+
+
+def _shape(row: Any) -> tuple[Any, ...]:
+    """What rows must agree in to stand in one unpadded batch."""
+    if isinstance(row, Sample):
+        return tuple((name, tuple(tensor.shape)) for name, tensor in sorted(row.make().items()))
+    return len(row.ids), row.n_prompt
+
+
+def _stacked(subject: Learner, rows: Sequence[Any]) -> Any:
+    """Rows of one shape: ids [B, T], or a batch of samples without its attention mask, which would be all ones."""
+    if not isinstance(rows[0], Sample):
+        return torch.tensor([row.ids for row in rows], device=subject.device)
+    batch = subject.batch(rows)
+    inputs = {name: tensor for name, tensor in batch["inputs"].items() if name != "attention_mask"}
+    return {**batch, "inputs": inputs}
 
 
 def _unpadded(module: Any, call: Any, ids: Tensor, first: int, keep: int) -> AnswerLogits:

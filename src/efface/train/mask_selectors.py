@@ -15,14 +15,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from efface.errors import ConfigError, RequestError, nearest
-from efface.subjects.causal_lm import CausalLM
-from efface.subjects.prompts import Encoded
+from efface.subjects.learner import Learner
 from efface.train.gradient_stats import GradStats, answer_gradients, own_parameters
 from efface.train.mask_guard import refuse_masked
 from efface.train.scopes import ScopeConfig, depth_of, layer_indices, part_names
@@ -40,8 +39,8 @@ BATCH = 8
 class MaskRows:
     """Tokenised rows to attribute: what is to be forgotten (for refusal training: the refusals) and what is to be kept."""
 
-    forget: Sequence[Encoded] | None = None
-    retain: Sequence[Encoded] | None = None
+    forget: Sequence[Any] | None = None
+    retain: Sequence[Any] | None = None
 
 
 class LazyScores(Mapping[str, Tensor]):
@@ -70,7 +69,7 @@ def wagle_score(theta: Tensor, g_f: Tensor, g_r: Tensor, gamma: float) -> Tensor
     return ((theta - g_r / gamma) * g_f).abs()
 
 
-def auto_gamma(subject: CausalLM, retain: Sequence[Encoded]) -> float:
+def auto_gamma(subject: Learner, retain: Sequence[Any]) -> float:
     """Mean over weights and rows of the squared retain gradient: the mean diagonal of the empirical Fisher matrix.
 
     Raises:
@@ -104,7 +103,7 @@ def restricted(model: torch.nn.Module, config: ScopeConfig) -> list[str]:
 
 
 def select(
-    subject: CausalLM, selector: str, densities: Sequence[float], rows: MaskRows, *, gamma: float | Literal["auto"] = "auto",
+    subject: Learner, selector: str, densities: Sequence[float], rows: MaskRows, *, gamma: float | Literal["auto"] = "auto",
     per_layer: bool = False, names: Sequence[str] | None = None, seed: int = 0,
 ) -> list[WeightMask]:  # fmt: skip
     """Masks of one selector in several densities, from one ranking.
@@ -123,7 +122,7 @@ def select(
     if selector not in SELECTORS:
         raise ConfigError(f"mask='{selector}'", "a mask file or a selector", nearest(selector, SELECTORS))
     refuse_masked(subject.model)
-    seen: dict[str, Sequence[Encoded]] = {}
+    seen: dict[str, Sequence[Any]] = {}
     for role in SEEN.get(selector, ()):
         part = rows.forget if role == "forget" else rows.retain
         if not part:
@@ -146,7 +145,7 @@ def select(
 
 
 def _scores(
-    subject: CausalLM, selector: str, names: list[str], stats: Mapping[str, GradStats], gamma: float | None, seed: int
+    subject: Learner, selector: str, names: list[str], stats: Mapping[str, GradStats], gamma: float | None, seed: int
 ) -> LazyScores:
     theta = {name: parameter.detach() for name, parameter in own_parameters(subject.model, names).items()}
     g = {role: part.tensors for role, part in stats.items()}
@@ -168,7 +167,7 @@ def _scores(
     return LazyScores(names, lambda name: wagle_score(theta[name].float(), g["forget"][name], g["retain"][name], gamma))
 
 
-def _retain_share(subject: CausalLM, names: list[str], stats: Mapping[str, GradStats], gamma: float) -> float:
+def _retain_share(subject: Learner, names: list[str], stats: Mapping[str, GradStats], gamma: float) -> float:
     """sum |g_r g_f| / gamma as a share of itself and sum |theta g_f|: above a half, the retain term dominates."""
     weight = retain = 0.0
     for name, theta in own_parameters(subject.model, names).items():
@@ -178,7 +177,7 @@ def _retain_share(subject: CausalLM, names: list[str], stats: Mapping[str, GradS
     return retain / (weight + retain) if weight + retain > 0 else 0.0
 
 
-def mask_of(subject: CausalLM, config: ScopeConfig, rows: MaskRows, seed: int) -> WeightMask:
+def mask_of(subject: Learner, config: ScopeConfig, rows: MaskRows, seed: int) -> WeightMask:
     """The mask that a configuration with `scope=mask` asks for: read from its file, or selected.
 
     Raises:

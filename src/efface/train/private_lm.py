@@ -14,7 +14,7 @@ from efface.run.digests import digest_value
 from efface.run.files import read_json
 from efface.subjects.answers import answer_logits
 from efface.subjects.causal_lm import CausalLM
-from efface.subjects.prompts import Encoded, collate
+from efface.subjects.prompts import Encoded
 from efface.train.engine import isolated_rng
 from efface.train.private import PrivacyReport, PrivateConfig, dp_sgd, one_by_one
 
@@ -44,8 +44,8 @@ def train_privately(subject: CausalLM, rows: Sequence[Encoded], config: PrivateC
 
     def loss(index: int) -> Tensor:
         row = rows[index]
-        batch = {name: t.to(subject.device) for name, t in collate([row], subject.pad_id).items()}
-        return -answer_logits(subject.model, batch).logp_sum.sum() / row.n_targets
+        logp: Tensor = answer_logits(subject.model, subject.batch([row])).logp_sum
+        return -logp.sum() / row.n_targets
 
     context = [subject.digest, digest_value([[row.n_prompt, row.ids] for row in rows])]
     subject.model.eval()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,8 +20,8 @@ from efface.run.digests import digest_value
 from efface.run.files import write_with
 from efface.run.progress import track
 from efface.subjects.answers import answer_logits
-from efface.subjects.causal_lm import CausalLM
-from efface.subjects.prompts import Encoded, collate
+from efface.subjects.learner import Learner
+from efface.subjects.prompts import Encoded
 
 
 def cache_folder() -> Path:
@@ -28,14 +29,19 @@ def cache_folder() -> Path:
     return Path(os.environ.get("EFFACE_CACHE") or Path.home() / ".cache" / "efface")
 
 
-def batches(rows: Sequence[Encoded], size: int) -> list[list[int]]:
+def batches(rows: Sequence[Any], size: int) -> list[list[int]]:
     """Indices in batches of like lengths, so that little is padded; every index once."""
-    order = sorted(range(len(rows)), key=lambda i: (len(rows[i].ids), i))
+    order = sorted(range(len(rows)), key=lambda i: (rows[i].n_tokens, i))
     return [order[i : i + size] for i in range(0, len(order), size)]
 
 
-def _key(subject: CausalLM, rows: Sequence[Encoded], kind: str) -> Path:
-    tokens = digest_value([[row.n_prompt, row.ids] for row in rows])
+def rows_digest(rows: Sequence[Any]) -> str:
+    """Digest of tokenised or labelled rows, answers included."""
+    return digest_value([row.key if isinstance(row, Encoded) else [row.key, row.target] for row in rows])
+
+
+def _key(subject: Learner, rows: Sequence[Any], kind: str) -> Path:
+    tokens = rows_digest(rows)
     name = digest_value({"model": subject.digest, "rows": tokens, "kind": kind}).removeprefix("sha256:")
     return cache_folder() / "reference" / f"{name}.safetensors"
 
@@ -52,7 +58,7 @@ def _stored(path: Path) -> dict[str, torch.Tensor] | None:
     return found
 
 
-def reference_logp(subject: CausalLM, rows: Sequence[Encoded], *, batch_size: int = 16) -> torch.Tensor:
+def reference_logp(subject: Learner, rows: Sequence[Any], *, batch_size: int = 16) -> torch.Tensor:
     """[N] float32: log p_ref(answer | question), the sum over answer tokens."""
     path = _key(subject, rows, "logp")
     stored = _stored(path)
@@ -61,8 +67,7 @@ def reference_logp(subject: CausalLM, rows: Sequence[Encoded], *, batch_size: in
     found = torch.zeros(len(rows))
     with subject.evaluating() as model, track("reference log-probabilities", len(rows)) as advance:
         for part in batches(rows, batch_size):
-            batch = collate([rows[i] for i in part], subject.pad_id)
-            scores = answer_logits(model, {k: v.to(subject.device) for k, v in batch.items()})
+            scores = answer_logits(model, subject.batch([rows[i] for i in part]))
             found[part] = scores.logp_sum.cpu()
             advance(len(part))
     write_with(path, lambda partial: save_file({"logp": found}, partial))
@@ -70,7 +75,7 @@ def reference_logp(subject: CausalLM, rows: Sequence[Encoded], *, batch_size: in
 
 
 def reference_top_k(
-    subject: CausalLM, rows: Sequence[Encoded], k: int, *, batch_size: int = 16
+    subject: Learner, rows: Sequence[Any], k: int, *, batch_size: int = 16
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """The k largest log-probabilities under the reference at every answer position.
 
@@ -86,8 +91,7 @@ def reference_top_k(
         logp: list[torch.Tensor] = [torch.empty(0)] * len(rows)
         with subject.evaluating() as model, track(f"reference top-{k}", len(rows)) as advance:
             for part in batches(rows, batch_size):
-                batch = collate([rows[i] for i in part], subject.pad_id)
-                scores = answer_logits(model, {name: v.to(subject.device) for name, v in batch.items()})
+                scores = answer_logits(model, subject.batch([rows[i] for i in part]))
                 top = scores.logits.log_softmax(-1).topk(min(k, scores.logits.shape[-1]), dim=-1)
                 for index, values, tokens, mask in zip(part, top.values, top.indices, scores.mask, strict=True):
                     ids[index], logp[index] = tokens[mask].cpu().to(torch.int32), values[mask].cpu()
@@ -98,20 +102,28 @@ def reference_top_k(
     return list(torch.split(stored["ids"].long(), lengths)), list(torch.split(stored["logp"], lengths))
 
 
-def answer_probabilities(subject: CausalLM, rows: Sequence[Encoded], *, batch_size: int = 32) -> list[float]:
+def reference_values(subject: Learner, rows: Sequence[Any], *, batch_size: int = 256) -> torch.Tensor:
+    """[N] float32: the number that a regressor predicted before training."""
+    found = torch.zeros(len(rows))
+    with subject.evaluating() as model:
+        for part in batches(rows, batch_size):
+            found[part] = answer_logits(model, subject.batch([rows[i] for i in part])).values.squeeze(-1).cpu()
+    return found
+
+
+def answer_probabilities(subject: Learner, rows: Sequence[Any], *, batch_size: int = 32) -> list[float]:
     """[N] length-normalised probability exp(mean log p) of every answer; TOFU's metric 1, without a score table."""
     found = [0.0] * len(rows)
     with subject.evaluating() as model:
         for part in batches(rows, batch_size):
-            batch = collate([rows[i] for i in part], subject.pad_id)
-            scores = answer_logits(model, {name: v.to(subject.device) for name, v in batch.items()})
+            scores = answer_logits(model, subject.batch([rows[i] for i in part]))
             values = (scores.logp_sum.double() / scores.mask.sum(-1)).exp()
             for index, value in zip(part, values.tolist(), strict=True):
                 found[index] = value
     return found
 
 
-def mean_probability(subject: CausalLM, rows: Sequence[Encoded], *, batch_size: int = 32) -> float:
+def mean_probability(subject: Learner, rows: Sequence[Any], *, batch_size: int = 32) -> float:
     """Mean of `answer_probabilities`; a quick control score."""
     values = answer_probabilities(subject, rows, batch_size=batch_size)
     return sum(values) / len(values)

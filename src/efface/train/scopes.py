@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import re
+import types
 from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from efface.errors import ConfigError
 from efface.run.settings import Settings
@@ -31,6 +33,10 @@ class ScopeConfig(Settings):
     )
     part: Literal["all", "mlp", "attention"] = Field(
         "all", description="of the layers that may move (or be ranked): all of each, its MLP, or its attention"
+    )
+    norm_statistics: Literal["auto", "move", "frozen"] = Field(
+        "auto",
+        description="running statistics of batch norms, which no mask holds; auto: they move with scope=all only",
     )
     mask: str | None = Field(
         None, description="for scope=mask: a mask file, or wagle (default), gradient, snip, magnitude, random, reverse"
@@ -131,6 +137,29 @@ def scoped(model: Any, config: ScopeConfig, mask: WeightMask | None = None) -> I
             parameter.grad = None
 
 
+@contextlib.contextmanager
+def resting_norms(model: torch.nn.Module, config: ScopeConfig) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield the running statistics that training will move; where they are to rest, their norms stay in evaluation mode."""
+    norms = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    still = config.norm_statistics == "frozen" or (config.norm_statistics == "auto" and config.scope != "all")
+    if not still:
+        yield {
+            f"{name}.{key}" if name else key: tensor for name, module in norms.items()
+            for key, tensor in module.named_buffers(recurse=False)
+        }  # fmt: skip
+        return
+    modes = {name: module.training for name, module in norms.items()}
+    try:
+        for module in norms.values():
+            module.eval()
+            module.train = types.MethodType(lambda self, mode=True: self, module)  # type: ignore[method-assign]
+        yield {}
+    finally:
+        for name, module in norms.items():
+            module.__dict__.pop("train", None)
+            module.train(modes[name])
+
+
 def _choose(model: torch.nn.Module, config: ScopeConfig) -> None:
     if config.scope == "all":
         if config.layers is not None:
@@ -170,7 +199,7 @@ def _with_lora(model: Any, config: ScopeConfig) -> Any:
     targets = config.lora_targets if config.lora_targets == "all-linear" else config.lora_targets.split(",")
     settings = LoraConfig(
         r=config.lora_rank, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, target_modules=targets,
-        task_type="CAUSAL_LM",
+        task_type="CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None,
     )  # fmt: skip
     try:
         return get_peft_model(model, settings)

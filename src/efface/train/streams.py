@@ -16,7 +16,9 @@ import torch
 from torch.utils.data import Dataset
 
 from efface.errors import ConfigError, InputError
-from efface.subjects.prompts import Encoded, collate
+from efface.subjects.learner import Learner
+from efface.subjects.prompts import collate
+from efface.subjects.samples import collate_samples
 
 
 @dataclass(frozen=True)
@@ -24,13 +26,13 @@ class Stream:
     """Examples of one role.
 
     Args:
-        rows: tokenised examples; for streams `of` another one, with several variants a row, a list of lists.
+        rows: tokenised or labelled examples; a row may be a list of variants, one of which comes each time.
         extras: values that travel with a row: a scalar each ([N]) or one array a token ([N] of [T_i, ...]).
         of: row i belongs to row i of this stream (an alternative answer) and comes whenever that does; otherwise rows are
             sampled.
     """
 
-    rows: Sequence[Encoded] | Sequence[Sequence[Encoded]]
+    rows: Sequence[Any]
     extras: Mapping[str, Sequence[Any] | torch.Tensor] = field(default_factory=dict)
     of: str | None = None
 
@@ -99,19 +101,21 @@ class Schedule(Dataset[dict[str, Any]]):
                 self.plan[name] = [(i + 1) % len(stream.rows) for i in self.plan[anchor]]
             else:
                 self.plan[name] = row_order(len(stream.rows), self.length, rngs[name])
+            if name not in self.variants and any(isinstance(row, list) for row in stream.rows):
+                self.variants[name] = rngs[name].integers(0, 2**31 - 1, self.length).tolist()
+        if any(isinstance(row, list) for row in streams[anchor].rows):
+            self.variants[anchor] = rngs[anchor].integers(0, 2**31 - 1, self.length).tolist()
         self.plan |= {name: self.plan[stream.of] for name, stream in streams.items() if stream.of is not None}
         self.step_tokens = {name: self._tokens(name) for name in streams}
 
-    def row(self, name: str, position: int) -> Encoded:
-        """The example of a stream at a position of the schedule."""
+    def row(self, name: str, position: int) -> Any:
+        """The example of a stream at a position of the schedule: an `Encoded` or a `Sample`."""
         row = self.streams[name].rows[self.plan[name][position]]
-        if isinstance(row, Encoded):
-            return row
-        return row[self.variants[name][position] % len(row)]
+        return row[self.variants[name][position] % len(row)] if isinstance(row, list) else row
 
     def _extra(self, name: str, value: Any, position: int) -> Any:
         """The value that travels with the row: of the chosen variant, where a row has several."""
-        if name in self.variants and not isinstance(self.streams[name].rows[0], Encoded):
+        if isinstance(self.streams[name].rows[self.plan[name][position]], list):
             return value[self.variants[name][position] % len(value)]
         return value
 
@@ -130,7 +134,7 @@ class Schedule(Dataset[dict[str, Any]]):
     @property
     def total_tokens(self) -> int:
         """Tokens of all sequences that will be forwarded, padding not counted."""
-        return sum(len(self.row(name, i).ids) for name in self.streams for i in range(self.length))
+        return sum(self.row(name, i).n_tokens for name in self.streams for i in range(self.length))
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         step = position // self.batch_size
@@ -179,3 +183,31 @@ class Collator:
         for key in ("token_share", "row_share"):
             batch[key] = torch.tensor([part[key] for part in parts], dtype=torch.float32)
         return batch
+
+
+class SampleCollator:
+    """Items of a `Schedule` of labelled samples to tensors: of a stream `inputs` by name [B, ...], `target` [B], its extras
+    ([B] or [B, ...]), and `token_share` and `row_share` [B], both one over the rows of the optimiser step.
+
+    Args:
+        pad_id: fills up token ids.
+    """
+
+    def __init__(self, pad_id: int) -> None:
+        self.pad_id = pad_id
+
+    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return {name: self._stream([item[name] for item in items]) for name in items[0]}
+
+    def _stream(self, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = dict(collate_samples([part["row"] for part in parts], self.pad_id))
+        for key in parts[0]["extras"]:
+            batch[key] = torch.stack([torch.as_tensor(part["extras"][key]) for part in parts])
+        for key in ("token_share", "row_share"):
+            batch[key] = torch.tensor([part[key] for part in parts], dtype=torch.float32)
+        return batch
+
+
+def collator_of(subject: Learner) -> Collator | SampleCollator:
+    """What makes batches for a model of this kind."""
+    return Collator(subject.pad_id) if subject.kind == "causal-lm" else SampleCollator(subject.pad_id)

@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor
 
 from efface.subjects.answers import answer_logits
-from efface.subjects.prompts import Encoded
 from efface.train.config import TrainConfig
 from efface.train.engine import world_size
 from efface.train.streams import Schedule, Stream, whole_batch
@@ -21,7 +20,7 @@ def answer_loss(model: Any, batch: dict[str, dict[str, Tensor]]) -> tuple[Tensor
     return loss, {"nll": float(loss.detach())}
 
 
-def supervised_schedule(rows: Sequence[Encoded], config: TrainConfig) -> Schedule:
+def supervised_schedule(rows: Sequence[Any], config: TrainConfig) -> Schedule:
     """Batches of one stream, `train`, in a fresh order each epoch."""
     batch = whole_batch(len(rows), config.batch_size, config.micro_batch_size, world_size())
     return Schedule({"train": Stream(rows)}, anchor="train", epochs=config.epochs, batch_size=batch, seed=config.seed)

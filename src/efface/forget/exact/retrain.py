@@ -16,7 +16,9 @@ from efface.catalog import Card, Taxonomy
 from efface.data.request import Request
 from efface.errors import ModelError
 from efface.forget.method import FitConfig, Fitted, Method, train_edit
-from efface.subjects.causal_lm import CausalLM, load_causal_lm
+from efface.subjects.learner import Learner
+from efface.subjects.load import load
+from efface.subjects.subject import Subject
 from efface.train.engine import isolated_rng
 from efface.train.supervised import answer_loss, supervised_schedule
 
@@ -28,8 +30,8 @@ CARD = Card(
     paper="Maini et al., TOFU, arXiv 2401.06121 (the retain model)",
     verb="forget",
     mechanism="exact",
-    modalities=("text",),
-    subjects=("causal-lm",),
+    modalities=("any",),
+    subjects=("causal-lm", "classifier", "regressor"),
     needs=("forget", "retain", "gradients"),
     claims="exact",
     taxonomy=Taxonomy(
@@ -63,7 +65,7 @@ class Retrain(Method):
     card = CARD
     config_class = RetrainConfig
 
-    def fit(self, subject: CausalLM, request: Request, config: FitConfig, *, work: Path, out: Path) -> Fitted:
+    def fit(self, subject: Learner, request: Request, config: FitConfig, *, work: Path, out: Path) -> Fitted:
         """See `Method.fit`."""
         assert isinstance(config, RetrainConfig)
         self.check(request, config)
@@ -74,14 +76,13 @@ class Retrain(Method):
             restart=lambda: self._restart(subject, config),
         )  # fmt: skip
 
-    def _restart(self, subject: CausalLM, config: RetrainConfig) -> None:
+    def _restart(self, subject: Learner, config: RetrainConfig) -> None:
         """Put the starting weights into the subject: the base checkpoint's, or fresh ones."""
         if config.base_model is not None:
-            start = load_causal_lm(config.base_model, dtype=str(subject.dtype).removeprefix("torch."))
-            source = start.weights()
+            source = load(config.base_model, subject.kind, dtype=str(subject.dtype).removeprefix("torch.")).weights()
         else:
             with isolated_rng(config.seed):
-                source = CausalLM(type(subject.model)(subject.model.config), subject.tokenizer).weights()
+                source = Subject(subject.fresh()).weights()
         live = subject.weights()
         if {name: t.shape for name, t in live.items()} != {name: t.shape for name, t in source.items()}:
             raise ModelError(

@@ -12,7 +12,7 @@ from pydantic import Field
 from efface.catalog import Card, Taxonomy
 from efface.data.request import Request
 from efface.forget.method import FitConfig, Fitted, Method, train_edit
-from efface.subjects.causal_lm import CausalLM
+from efface.subjects.learner import Learner
 from efface.train.mask_selectors import MaskRows
 from efface.train.supervised import answer_loss, supervised_schedule
 
@@ -24,8 +24,8 @@ CARD = Card(
     paper="Golatkar et al., Eternal sunshine of the spotless net, arXiv 1911.04933 (2020)",
     verb="forget",
     mechanism="objectives",
-    modalities=("text",),
-    subjects=("causal-lm",),
+    modalities=("any",),
+    subjects=("causal-lm", "classifier", "regressor"),
     needs=("forget", "retain", "gradients"),
     claims="empirical",
     taxonomy=Taxonomy(
@@ -48,7 +48,7 @@ class Finetune(Method):
     card = CARD
     config_class = FinetuneConfig
 
-    def fit(self, subject: CausalLM, request: Request, config: FitConfig, *, work: Path, out: Path) -> Fitted:
+    def fit(self, subject: Learner, request: Request, config: FitConfig, *, work: Path, out: Path) -> Fitted:
         """See `Method.fit`."""
         self.check(request, config)
         assert request.retain is not None

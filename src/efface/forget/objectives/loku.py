@@ -37,9 +37,9 @@ from efface.forget.objective import ObjectiveConfig, ObjectiveMethod
 from efface.forget.objectives import gradient_ascent, inverted_hinge
 from efface.run.cost import measure_cost
 from efface.run.files import make_folder, write_json
-from efface.subjects.answers import answer_logits
+from efface.subjects.answers import AnswerLogits, answer_logits
 from efface.subjects.causal_lm import CausalLM
-from efface.subjects.prompts import Encoded, collate
+from efface.subjects.prompts import Encoded
 from efface.train.engine import train
 from efface.train.gradient_stats import answer_gradients
 from efface.train.lora_init import Factors, linear_targets, lora_from_svd, matrix, merge_back, row_weight, start_from
@@ -228,8 +228,7 @@ def importance(
 def _logits(subject: CausalLM, rows: Sequence[Encoded]) -> Tensor:
     """[B, T', V] of a few answers, float32, 0 outside them."""
     with subject.evaluating() as model:
-        batch = {name: tensor.to(subject.device) for name, tensor in collate(rows, subject.pad_id).items()}
-        answer = answer_logits(model, batch)
+        answer: AnswerLogits = answer_logits(model, subject.batch(rows))
         return answer.logits.masked_fill(~answer.mask.unsqueeze(-1), 0.0)
 
 

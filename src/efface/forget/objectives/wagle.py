@@ -27,7 +27,7 @@ from efface.data.request import Request
 from efface.forget.method import FitConfig, Fitted, Method, train_edit
 from efface.forget.objective import ObjectiveConfig, ObjectiveMethod
 from efface.forget.objectives import dpo_idk, gradient_difference, npo
-from efface.subjects.causal_lm import CausalLM
+from efface.subjects.learner import Learner
 from efface.train.mask_selectors import wagle_score
 
 CARD = Card(
@@ -39,8 +39,8 @@ CARD = Card(
     paper="Jia et al., WAGLE: strategic weight attribution for effective and modular unlearning, arXiv 2410.17509 (2024)",
     verb="forget",
     mechanism="objectives",
-    modalities=("text",),
-    subjects=("causal-lm",),
+    modalities=("any",),
+    subjects=("causal-lm", "classifier"),
     needs=("forget", "retain", "reference", "gradients"),
     claims="empirical",
     taxonomy=Taxonomy(
@@ -92,7 +92,7 @@ class Wagle(Method):
     card = CARD
     config_class = WagleConfig
 
-    def fit(self, subject: CausalLM, request: Request, config: FitConfig, *, work: Path, out: Path) -> Fitted:
+    def fit(self, subject: Learner, request: Request, config: FitConfig, *, work: Path, out: Path) -> Fitted:
         """See `Method.fit`."""
         assert isinstance(config, WagleConfig)
         self.check(request, config)
