@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 import report_samples as samples
 
 from efface.report.data import LayerSet, Reading
+from efface.report.gather import _layers
 from efface.report.layer_figures import layer_panels, layers_plot
 from efface.report.page import render
 
@@ -43,3 +45,9 @@ def test_a_run_with_layers_shows_them_and_says_the_rule() -> None:
     page = render(data.model_copy(update={"results": [result]}))
     assert "Inside the model" in page
     assert page.count('id="l0s0') == 12  # a title and a description each
+
+
+def test_a_run_whose_suite_was_left_out_has_no_layers(tmp_path: Path) -> None:
+    path = tmp_path / "in-context.json"
+    path.write_text('{"left_out": true}', encoding="utf-8")
+    assert _layers(path) == {}

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from efface.audit.attacks.relearning import RelearningConfig
 from efface.audit.finding import Direction, Estimate, Finding, Threshold, judge, not_measured
+from efface.audit.predictions import Predictions
 from efface.audit.table import ScoreTable
 from efface.errors import RunError
 from efface.run.files import read_json, write_json
@@ -26,6 +27,8 @@ Group = Literal["forgetting", "utility", "privacy", "robustness", "damage"]
 SUITES = ("tofu", "membership", "memorisation", "relearning", "quantisation")
 OWN_SUITES = ("in-context",)
 """Suites for runs of one method; they join the others by themselves where an edit brings what they need."""
+PREDICTOR_SUITES = ("accuracy", "membership", "representation", "identity", "relearning", "quantisation")
+"""Suites for classifiers and regressors."""
 
 
 class Thresholds(Settings):
@@ -46,13 +49,32 @@ class Thresholds(Settings):
     quantisation_recovery: float = Field(
         0.2, ge=0, description="share of the original's score that rounding brings back, at most"
     )
+    accuracy_gap: float = Field(
+        0.1, gt=0, le=1, description="classifiers: largest distance to the retrained model's error on the forget set"
+    )
+    error_ratio: float = Field(
+        1.15, gt=1, description="regressors: largest ratio of the error on what is kept to the original's"
+    )
+    probe_excess: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="accuracy of a probe or of neighbours on forgotten features above the retrained model's",
+    )
+    untouched_features: float = Field(
+        0.99, gt=0, le=1, description="CKA of the forget features to the original's from which they count as untouched"
+    )
     damage: float = Field(0.1, gt=0, lt=1, description="relative loss of utility that counts as damage")
 
 
 class AuditConfig(Settings):
     """How a run is audited."""
 
-    suite: tuple[str, ...] = Field(SUITES, description="parts to run: " + ", ".join((*SUITES, *OWN_SUITES)))
+    suite: tuple[str, ...] = Field(
+        SUITES,
+        description="parts to run: " + ", ".join((*SUITES, *OWN_SUITES)) + "; for classifiers and regressors: "
+        + ", ".join(PREDICTOR_SUITES) + "; default: all that fit the model",
+    )  # fmt: skip
     max_new_tokens: int = Field(200, ge=1, description="limit of a generated answer (open-unlearning: 200)")
     keep_texts: bool = Field(
         False, description="store generated texts and show examples; they may hold what is to be forgotten"
@@ -68,32 +90,53 @@ class Evidence:
     """What was observed.
 
     Attributes:
-        tables: role -> data set -> score table.
+        tables: role -> data set -> score table, of language models.
+        predictions: role -> data set -> predictions, of classifiers and regressors.
         attacks: attack -> role (or `texts`) -> result.
     """
 
     config: AuditConfig
     tables: dict[str, dict[str, ScoreTable]] = field(default_factory=dict)
+    predictions: dict[str, dict[str, Predictions]] = field(default_factory=dict)
     attacks: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def table(self, role: str, name: str) -> ScoreTable | None:
-        """One table, or None where that model or set was not there."""
+        """One table, or None where that model or set was not there; of a predictor, made of its predictions."""
+        own = self.prediction(role, name)
+        if own is not None and name not in self.tables.setdefault(role, {}):
+            self.tables[role][name] = own.scores()
         return self.tables.get(role, {}).get(name)
+
+    def prediction(self, role: str, name: str) -> Predictions | None:
+        """What a classifier or regressor said about a set, or None."""
+        return self.predictions.get(role, {}).get(name)
+
+    @property
+    def predictor(self) -> str | None:
+        """`classification` or `regression`, or None for a language model."""
+        for sets in self.predictions.values():
+            for own in sets.values():
+                return own.task
+        return None
 
     def sets(self) -> list[str]:
         """Names of the scored sets, forget first, the others by name: intervals must not hang on an order of insertion."""
-        return sorted(self.tables.get("unlearned", {}), key=lambda name: (name != "forget", name))
+        known = self.predictions or self.tables
+        return sorted(known.get("unlearned", {}), key=lambda name: (name != "forget", name))
 
     def attack(self, name: str, role: str) -> Any:
         """One attack's result, or None."""
         return self.attacks.get(name, {}).get(role)
 
     def save(self, folder: Path) -> None:
-        """Write audit.json, tables/ROLE/SET.arrow and attacks/NAME.json."""
+        """Write audit.json, tables/ROLE/SET.arrow (or SET.predictions.arrow) and attacks/NAME.json."""
         write_json(folder / "audit.json", self.config.model_dump(mode="json"))
-        for role, tables in self.tables.items():
+        for role, tables in self.tables.items() if not self.predictions else ():
             for name, table in tables.items():
                 table.save(folder / "tables" / role, name)
+        for role, own in self.predictions.items():
+            for name, predictions in own.items():
+                predictions.save(folder / "tables" / role, name)
         for name, results in self.attacks.items():
             write_json(folder / "attacks" / f"{name}.json", results)
 
@@ -110,11 +153,15 @@ class Evidence:
         for role in ROLES:
             place = folder / "tables" / role
             names = sorted(
-                p.name.removesuffix(".arrow") for p in place.glob("*.arrow") if ".generations." not in p.name
-            )
+                p.name.removesuffix(".arrow") for p in place.glob("*.arrow")
+                if ".generations." not in p.name and ".predictions." not in p.name
+            )  # fmt: skip
             names.sort(key=lambda name: (name != "forget", name))
             if names:
                 evidence.tables[role] = {name: ScoreTable.load(place, name) for name in names}
+            said = sorted(p.name.removesuffix(".predictions.arrow") for p in place.glob("*.predictions.arrow"))
+            if said:
+                evidence.predictions[role] = {name: Predictions.load(place, name) for name in said}
         for path in sorted((folder / "attacks").glob("*.json")):
             evidence.attacks[path.stem] = read_json(path)
         return evidence

@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from efface.audit.benchmarks.robustness import curves
-from efface.audit.evidence import SUITES, AuditConfig, Evidence
+from efface.audit.embedding import embedding_maps
+from efface.audit.evidence import PREDICTOR_SUITES, SUITES, AuditConfig, Evidence
+from efface.audit.predictor_run import check_predictor_suites, run_predictor_audit
 from efface.audit.run import Audited, Loader, check_suites, opened, run_audit
 from efface.audit.verdict import Conclusion, conclude
+from efface.data.labelled import is_labelled
 from efface.data.request import Request
 from efface.errors import RequestError, RunError
 from efface.run.cost import Cost
 from efface.run.files import read_json, storage, sweep, write_json
 from efface.run.manifest import MANIFEST, write_manifest
 from efface.run.record import ModelRecord, RunRecord, load_costs, save_costs
-from efface.subjects.causal_lm import CausalLM, as_subject, load_causal_lm
+from efface.subjects.causal_lm import load_causal_lm
+from efface.subjects.loading import glance
+from efface.subjects.predictor import load_predictor
 from efface.subjects.prompts import PromptFormat
 
-AUDIT_PHASES = ("score and generate", "relearning attack", "quantisation attack", "metrics and intervals",
+AUDIT_PHASES = ("score and generate", "score,", "relearning attack", "quantisation attack", "metrics and intervals",
                 "tagged prompts and layers")  # fmt: skip
 
 
 def audit(
-    model: CausalLM | str | Path, request: Request, *, original: CausalLM | str | Path | None = None,
-    against: CausalLM | str | Path | None = None, **config: Any,
+    model: Any, request: Request, *, original: Any = None, against: Any = None, **config: Any,
 ) -> Conclusion:  # fmt: skip
     """Audit a model.
 
     Args:
-        model: the unlearned model (with its edit applied).
+        model: the unlearned model (with its edit applied): a subject, a hub id or a folder.
         request: the data it was asked to forget and to keep.
         original: the model before; must be another object than `model`, or a hub id or folder.
         against: a retrained model, the honest reference.
@@ -40,13 +44,35 @@ def audit(
     parsed = AuditConfig.parse(config, owner="audit")
     given = {"original": original, "unlearned": model, "retrained": against}
     models = {role: _loader(value) for role, value in given.items() if value is not None}
-    return run_audit(request, models, parsed).conclusion
+    return _run(request, models, parsed).conclusion
 
 
-def _loader(value: CausalLM | str | Path) -> Loader:
-    if isinstance(value, CausalLM):
-        return opened(value)
-    return lambda: contextlib.nullcontext(as_subject(value))
+def _run(request: Request, models: dict[str, Loader], config: AuditConfig, protocol: Any = None) -> Audited:
+    """The audit of the kind of model that the request is about."""
+    if not is_labelled(request.forget):
+        return run_audit(request, models, config, protocol=protocol)
+    if config.suite == SUITES:  # the default: all that there are for this kind
+        config = config.model_copy(update={"suite": PREDICTOR_SUITES})
+    return run_predictor_audit(request, models, config)
+
+
+def _loader(value: Any) -> Loader:
+    if isinstance(value, (str, Path)):
+        return lambda: contextlib.nullcontext(load_any(value))
+    return opened(value)
+
+
+def load_any(source: str | Path, *, kind: str | None = None, prompt: PromptFormat | None = None, **options: Any) -> Any:
+    """A causal LM, classifier or regressor from a folder or hub id.
+
+    Args:
+        kind: default: what lies there; what is neither classifier nor regressor is read as a causal LM.
+        prompt: of a causal LM.
+    """
+    known = kind or glance(str(source), options.get("revision")).kind
+    if known in ("classifier", "regressor"):
+        return load_predictor(source, **options)
+    return load_causal_lm(source, prompt=prompt, **options)
 
 
 def stored_request(run: RunRecord) -> Request:
@@ -61,8 +87,8 @@ def stored_request(run: RunRecord) -> Request:
     evaluate = {name.removeprefix("evaluate."): path for name, path in sources.items() if name.startswith("evaluate.")}
     named: dict[str, Any] = {name: path for name, path in sources.items() if not name.startswith("evaluate.")}
     request = Request.load(
-        **named, evaluate=evaluate, scope=run.request.scope, received=run.request.received,
-        approved_by=run.request.approved_by,
+        **named, evaluate=evaluate, labelled=run.model.kind in ("classifier", "regressor"), scope=run.request.scope,
+        received=run.request.received, approved_by=run.request.approved_by,
     )  # fmt: skip
     check_request(run, request)
     return request
@@ -80,9 +106,9 @@ def check_request(run: RunRecord, request: Request) -> None:
 
 
 def audit_folder(
-    folder: Path, run: RunRecord, config: AuditConfig, *, subject: CausalLM | None = None,
-    against: CausalLM | str | Path | None = None, request: Request | None = None, edit: Any = None,
-    original: CausalLM | str | Path | None = None, prompt: PromptFormat | None = None,
+    folder: Path, run: RunRecord, config: AuditConfig, *, subject: Any = None, against: Any = None,
+    request: Request | None = None, edit: Any = None, original: Any = None, prompt: PromptFormat | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Audited:  # fmt: skip
     """Audit a run folder and write everything into it; the manifest comes last.
 
@@ -92,16 +118,18 @@ def audit_folder(
         against: a retrained model.
         edit: the run's edit (anything with `apply` and `remove`); without one the subject itself is audited.
         original: for a run without an edit, the model before.
+        options: of the loader: `factory` and `head` of a classifier.
 
     Raises:
         RunError: the model on disk is not the one that the run was made from.
     """
-    check_suites(config)
     data = request or stored_request(run)
+    if config.suite != SUITES:
+        (check_predictor_suites if is_labelled(data.forget) else check_suites)(config)
     check_request(run, data)
-    base = subject or load_causal_lm(
-        run.model.source, revision=run.model.revision, dtype=run.model.dtype, prompt=prompt,
-        trust_remote_code=run.model.trust_remote_code,
+    base = subject or load_any(
+        run.model.source, kind=run.model.kind, revision=run.model.revision, dtype=run.model.dtype, prompt=prompt,
+        trust_remote_code=run.model.trust_remote_code, **(options or {}),
     )  # fmt: skip
     if base.digest != run.model.digest:
         raise RunError(
@@ -109,11 +137,11 @@ def audit_folder(
             "restore the model, or forget again",
         )  # fmt: skip
     records: dict[str, ModelRecord] = {}
-    models = _models(base, against, edit, original, records, prompt)
+    models = _models(base, against, edit, original, records, prompt, options or {})
     protocol = getattr(edit, "protocol", None)
     if protocol is not None and config.suite == SUITES:  # all suites: its own joins them
         config = config.model_copy(update={"suite": (*SUITES, "in-context")})
-    audited = run_audit(data, models, config, protocol=protocol)
+    audited = _run(data, models, config, protocol)
     with storage(folder):
         sweep(folder)  # parts of files that a killed audit left
         (folder / MANIFEST).unlink(missing_ok=True)  # from here on the folder is under work
@@ -124,10 +152,11 @@ def audit_folder(
 
 
 def _models(
-    base: CausalLM, against: Any, edit: Any, original: Any, records: dict[str, ModelRecord], prompt: PromptFormat | None
-) -> dict[str, Loader]:
+    base: Any, against: Any, edit: Any, original: Any, records: dict[str, ModelRecord], prompt: PromptFormat | None,
+    options: Mapping[str, Any],
+) -> dict[str, Loader]:  # fmt: skip
     @contextlib.contextmanager
-    def edited() -> Iterator[CausalLM]:
+    def edited() -> Iterator[Any]:
         edit.apply(base)
         try:
             yield base
@@ -135,9 +164,10 @@ def _models(
             edit.remove(base)
 
     @contextlib.contextmanager
-    def retrained() -> Iterator[CausalLM]:
-        other = against if isinstance(against, CausalLM) else load_causal_lm(
-            against, dtype=str(base.dtype).removeprefix("torch."), prompt=prompt or base.prompt
+    def retrained() -> Iterator[Any]:
+        other = against if not isinstance(against, (str, Path)) else load_any(
+            against, kind=base.kind, dtype=str(base.dtype).removeprefix("torch."),
+            prompt=prompt or getattr(base, "prompt", None), **options,
         )  # fmt: skip
         if other.digest == base.digest:
             raise RunError(
@@ -162,6 +192,9 @@ def store(folder: Path, audited: Audited) -> None:
     """Write evidence, findings, curves, examples and costs, then the manifest."""
     audited.evidence.save(folder)
     write_json(folder / "curves.json", [curve.model_dump() for curve in curves(audited.evidence)])
+    maps = embedding_maps(audited.evidence)
+    if maps:
+        write_json(folder / "embedding.json", {role: found.model_dump() for role, found in maps.items()})
     write_json(folder / "examples.json", [example.model_dump() for example in audited.examples])
     write_json(folder / "findings.json", audited.conclusion.model_dump(mode="json"))
     earlier = [cost for cost in load_costs(folder) if not cost.phase.startswith(AUDIT_PHASES)]

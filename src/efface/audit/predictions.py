@@ -14,9 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
 from datasets import Dataset
 from scipy.special import log_softmax
 
+from efface.audit.observe import token_statistics
+from efface.audit.table import ScoreTable, build_scores
 from efface.data.request import data_digest
 from efface.errors import ModelError, StorageError
 from efface.run.cost import Cost
@@ -74,6 +77,23 @@ class Predictions:
     def correct(self) -> npt.NDArray[np.bool_]:
         """[N] whether the label has the largest logit."""
         return np.asarray(self.outputs.argmax(1) == self.labels)
+
+    def scores(self) -> ScoreTable:
+        """The same as a score table: a class, or a number, is an answer of one token."""
+        if self.task == "regression":
+            own = self.own_logp
+            columns = {"logp": own, "rank": np.zeros(len(self)), "mean": own, "var": np.zeros(len(self))}
+        else:
+            found = token_statistics(torch.from_numpy(self.outputs), torch.from_numpy(self.labels))
+            columns = {name: values.double().numpy() for name, values in found._asdict().items()}
+        rows = [
+            {
+                "id": identity, "form": "answer", "variant": 0, "n_bytes": 1, "zlib_bytes": 1,
+                "rank": [int(columns["rank"][i])], **{name: [float(columns[name][i])] for name in ("logp", "mean", "var")},
+            }
+            for i, identity in enumerate(self.ids)
+        ]  # fmt: skip
+        return ScoreTable(build_scores(rows), None, self.key)
 
     def part(self, chosen: npt.ArrayLike) -> Predictions:
         """Some rows, by index or flag."""
@@ -133,13 +153,22 @@ def _array(column: Any) -> Floats:
     return np.asarray(part.flatten().to_numpy(zero_copy_only=False), dtype=np.float64).reshape(len(part), -1)
 
 
-def predictions_of(subject: Predictor, data: Dataset, *, name: str = "data") -> Predictions:
+def _key(subject: Predictor, data: Dataset, foreign: bool) -> dict[str, Any]:
+    """What a table depends on."""
+    return {"model": subject.digest, "data": data_digest(data), "head": subject.head_name, "foreign": foreign}
+
+
+def predictions_of(subject: Predictor, data: Dataset, *, name: str = "data", foreign: bool = False) -> Predictions:
     """One pass over a set, without the cache.
+
+    Args:
+        foreign: the labels are not the model's: features count, outputs do not.
 
     Raises:
         ModelError: an output or feature that is NaN or infinite.
     """
-    rows = subject.encode_rows(data, name=name)
+    own = [float(value) for value in data["label" if "label" in data.column_names else "target"]] if foreign else None
+    rows = subject.encode_rows(data, name=name, targets=own)
     features, outputs = subject.read(rows)
     for what, found in (("outputs", outputs), ("features", features)):
         if not bool(found.isfinite().all()):
@@ -147,28 +176,30 @@ def predictions_of(subject: Predictor, data: Dataset, *, name: str = "data") -> 
     return Predictions(
         list(data["id"]), np.asarray([row.target for row in rows], dtype=np.float64), outputs.double().numpy(),
         features.double().numpy(), list(data["identity"]) if "identity" in data.column_names else [], subject.task,
-        {"model": subject.digest, "data": data_digest(data), "head": subject.head_name},
+        _key(subject, data, foreign),
     )  # fmt: skip
 
 
 def observe_predictions(
-    subject: Predictor, data: Dataset, *, name: str = "data", cost: Cost | None = None, cache: Path | None = None
-) -> Predictions:
+    subject: Predictor, data: Dataset, *, name: str = "data", foreign: bool = False, cost: Cost | None = None,
+    cache: Path | None = None,
+) -> Predictions:  # fmt: skip
     """The table of a model on a set, from the cache or by one pass.
 
     Args:
         name: of the set, for errors.
+        foreign: see `predictions_of`.
         cost: record to add items to; nothing is added where the cache serves.
         cache: folder of tables; default the cache folder.
     """
-    key = {"model": subject.digest, "data": data_digest(data), "head": subject.head_name}
+    key = _key(subject, data, foreign)
     folder = cache or cache_folder() / "tables"
     stem = digest_value({**key, "kind": "predictions"}).removeprefix("sha256:")
     if (folder / f"{stem}.predictions.arrow").exists():
         found = Predictions.load(folder, stem)
         if found.key == key:
             return found
-    made = predictions_of(subject, data, name=name)
+    made = predictions_of(subject, data, name=name, foreign=foreign)
     made.save(folder, stem)
     if cost is not None:
         cost.items += len(made)

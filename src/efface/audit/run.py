@@ -28,7 +28,7 @@ from efface.run.cost import Cost, measure_cost
 from efface.run.record import Example
 from efface.subjects.causal_lm import CausalLM
 
-Loader = Callable[[], AbstractContextManager[CausalLM]]
+Loader = Callable[[], AbstractContextManager[Any]]
 """Opens a model for as long as it is needed."""
 
 
@@ -170,6 +170,6 @@ def examples(evidence: Evidence, sets: Mapping[str, Dataset], *, count: int = 3)
     return found
 
 
-def opened(subject: CausalLM) -> Loader:
+def opened(subject: Any) -> Loader:
     """A loader for a subject that is in memory already."""
     return lambda: nullcontext(subject)

@@ -12,12 +12,21 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from efface.audit.attacks import membership
-from efface.audit.benchmarks import in_context, memorisation, robustness, tofu
+from efface.audit.benchmarks import accuracy, in_context, memorisation, robustness, tofu
 from efface.audit.evidence import OWN_SUITES, Evidence
 from efface.audit.finding import Finding
 
 FIRING = ("robustness/relearning_speed", "robustness/relearning_transfer", "robustness/quantisation_8bit",
-          "robustness/quantisation_4bit")  # fmt: skip
+          "robustness/quantisation_4bit", "representation/untouched", "representation/probe",
+          "representation/neighbours")  # fmt: skip
+"""Findings that speak for hidden knowledge where they do not hold."""
+
+PLAIN = {
+    None: ("tofu/forget_probability", "tofu/model_utility", "forgotten answers still have probability"),
+    "classification": ("classifier/forget_confidence", "classifier/ta", "forgotten labels still have probability"),
+    "regression": ("regressor/forget_fit", "regressor/fit/holdout", "forgotten targets are still met with a fit of"),
+}
+"""By task: the plain score of what was to be forgotten, the utility, and how the first is said."""
 
 SUITE_FINDINGS = {
     "tofu": tofu.findings,
@@ -27,6 +36,18 @@ SUITE_FINDINGS = {
     "quantisation": robustness.quantisation_findings,
     "in-context": in_context.findings,
 }
+
+PREDICTOR_FINDINGS = {
+    "accuracy": accuracy.findings,
+    "relearning": robustness.relearning_findings,
+    "quantisation": robustness.quantisation_findings,
+}
+"""For classifiers and regressors."""
+
+UNTESTED_PREDICTOR = (
+    "other copies of the model or the data: backups, checkpoints, embeddings, downstream models",
+    "reconstruction of inputs from the weights, and attackers with more steps or data than the attacks here",
+)
 
 UNTESTED = (
     "prompts in other languages, paraphrased questions and adversarial suffixes",
@@ -67,8 +88,9 @@ def _value(findings: dict[str, Finding], name: str, role: str) -> float | None:
 def outcome(findings: list[Finding], evidence: Evidence) -> Outcome:
     """The word, from the findings."""
     by_name = {finding.metric: finding for finding in findings}
-    plain = {role: _value(by_name, "tofu/forget_probability", role) for role in ("unlearned", "original", "retrained")}
-    use = {role: _value(by_name, "tofu/model_utility", role) for role in ("unlearned", "original")}
+    score, utility, said = PLAIN[evidence.predictor]
+    plain = {role: _value(by_name, score, role) for role in ("unlearned", "original", "retrained")}
+    use = {role: _value(by_name, utility, role) for role in ("unlearned", "original")}
     reference = plain["retrained"] is not None
     fired = [name for name in FIRING if name in by_name and by_name[name].verdict == "does not hold"]
     own, full, clean = plain["unlearned"], plain["original"], plain["retrained"]
@@ -77,8 +99,7 @@ def outcome(findings: list[Finding], evidence: Evidence) -> Outcome:
     if clean is not None and own > (full + clean) / 2:
         return Outcome(
             word="not forgotten", fired=fired, reference=True,
-            sentence=f"The forgotten answers still have probability {own:.2f}; the original gave {full:.2f}, a model that "
-            f"never saw them {clean:.2f}.",
+            sentence=f"The {said} {own:.2f}; the original gave {full:.2f}, a model that never saw them {clean:.2f}.",
         )  # fmt: skip
     before, after = use["original"], use["unlearned"]
     if before and after is not None and after < (1 - evidence.config.thresholds.damage) * before:
@@ -90,7 +111,7 @@ def outcome(findings: list[Finding], evidence: Evidence) -> Outcome:
         titles = ", ".join(by_name[name].title.lower() for name in fired)
         return Outcome(
             word="suppressed", fired=fired, reference=reference,
-            sentence=f"The answers are gone on the surface, but the knowledge comes back: {titles}.",
+            sentence=f"On the surface it is forgotten, but the knowledge is there: {titles}.",
         )  # fmt: skip
     if not reference:
         return Outcome(
@@ -103,10 +124,11 @@ def outcome(findings: list[Finding], evidence: Evidence) -> Outcome:
             word="not judged", reference=True,
             sentence="The answers are gone on the surface; no test for hidden knowledge could be judged.",
         )  # fmt: skip
+    tests = sum(name in by_name for name in FIRING)
     return Outcome(
         word="removal-consistent", reference=True,
-        sentence=f"The forgotten answers have probability {own:.2f}, against {clean:.2f} in a model that never saw them, and "
-        f"{len(ran)} of {len(FIRING)} tests for hidden knowledge were run and found none." + _others(findings),
+        sentence=f"The {said.replace(' still', '')} {own:.2f}, against {clean:.2f} in a model that never saw them, and "
+        f"{len(ran)} of {tests} tests for hidden knowledge were run and found none." + _others(findings),
     )  # fmt: skip
 
 
@@ -121,10 +143,12 @@ def _others(findings: list[Finding]) -> str:
 
 def conclude(evidence: Evidence) -> Conclusion:
     """Findings and verdict: a pure function of the evidence, the same on every machine."""
-    findings = [row for name in evidence.config.suite for row in SUITE_FINDINGS[name](evidence)]
+    known = PREDICTOR_FINDINGS if evidence.predictor else SUITE_FINDINGS
+    findings = [row for name in evidence.config.suite if name in known for row in known[name](evidence)]
     left_out = [
         f"the {name} suite (left out by choice)"
-        for name in SUITE_FINDINGS
+        for name in known
         if name not in evidence.config.suite and (name not in OWN_SUITES or evidence.attack(name, "left_out"))
     ]
-    return Conclusion(outcome=outcome(findings, evidence), findings=findings, not_tested=[*UNTESTED, *left_out])
+    never = UNTESTED_PREDICTOR if evidence.predictor else UNTESTED
+    return Conclusion(outcome=outcome(findings, evidence), findings=findings, not_tested=[*never, *left_out])

@@ -9,7 +9,7 @@ import typer
 
 from efface.cli import values as v
 from efface.cli.forget import OPTIONS as REQUEST_OPTIONS
-from efface.cli.forget import REQUEST_HELP, merkle_root, read_request
+from efface.cli.forget import REQUEST_HELP, load_model, merkle_root, read_request
 
 OPTIONS = ("target", "suite", "against", "original", *REQUEST_OPTIONS[2:])
 
@@ -21,12 +21,17 @@ def audit(
     settings: list[str] | None = typer.Argument(None, help="key=value settings, for example relearning.max_steps=100."),
     suite: str | None = typer.Option(
         None,
-        help="Comma-separated: tofu, membership, memorisation, relearning, quantisation, in-context; default all that apply.",
+        help="Comma-separated. Language models: tofu, membership, memorisation, relearning, quantisation, in-context. "
+        "Classifiers and regressors: accuracy, membership, representation, identity, relearning, quantisation. "
+        "Default: all that apply.",
     ),
     against: str | None = typer.Option(
         None, help="A retrained model (or, with --import-log, its log): the honest reference."
     ),
     original: str | None = typer.Option(None, help="For a model: the model before forgetting."),
+    data: str | None = typer.Option(
+        None, help="For a classifier or regressor: all training rows, as in efface forget."
+    ),
     forget: str | None = typer.Option(None, help=f"For a model: rows that were to be forgotten: {REQUEST_HELP}."),
     retain: str | None = typer.Option(None, help="Rows that were to be kept."),
     holdout: str | None = typer.Option(None, help="Rows like the forget rows that no model has seen."),
@@ -45,8 +50,8 @@ def audit(
     if target and "=" in target and not Path(target).exists():
         settings, target = [target, *(settings or [])], None
     options = {
-        "target": target, "suite": suite, "against": against, "original": original, "forget": forget, "retain": retain,
-        "holdout": holdout, "evaluate": evaluate, "out": out, "keep_texts": show_texts,
+        "target": target, "suite": suite, "against": against, "original": original, "data": data, "forget": forget,
+        "retain": retain, "holdout": holdout, "evaluate": evaluate, "out": out, "keep_texts": show_texts,
     }  # fmt: skip
     values = v.merge(config, options, settings)
     given = v.take(values, OPTIONS)
@@ -62,16 +67,13 @@ def audit(
 def _audit(place: str, given: dict[str, Any], values: dict[str, Any], json_output: bool) -> int:
     from efface.audit.evidence import AuditConfig
     from efface.audit.folder import audit_folder
-    from efface.audit.run import check_suites
     from efface.errors import RunError
     from efface.forget.edit import Edit
     from efface.forget.run import begin, read_inputs, read_run
-    from efface.subjects.causal_lm import load_causal_lm
 
     prompt = v.prompt_format(values)
     model_keys = v.take(values, v.MODEL)
     config = AuditConfig.parse(values, owner="audit")
-    check_suites(config)
     folder = Path(place)
     is_run = (folder / "run.json").exists() or (folder / "inputs.json").exists()
     if not is_run and not given.get("forget"):
@@ -82,37 +84,41 @@ def _audit(place: str, given: dict[str, Any], values: dict[str, Any], json_outpu
         )
     v.show_config("efface audit", {**given, **config.model_dump(mode="json")}, json_output=json_output)
     v.show_progress(json_output)
+    prediction: dict[str, Any] = {key: model_keys[key] for key in ("factory", "head") if key in model_keys}
     if is_run and read_run(folder).kind == "forget":
         from efface.subjects.prompts import PromptFormat
 
         run = read_run(folder)
-        stored = PromptFormat.parse(read_inputs(folder).get("prompt", {}), owner="inputs.json")
-        data = read_request(given) if given.get("forget") else None
+        predictor = run.model.kind in v.PREDICTORS
+        stored = None if predictor else PromptFormat.parse(read_inputs(folder).get("prompt", {}), owner="inputs.json")
+        data = read_request(given, run.model.kind) if given.get("forget") else None
         audited = audit_folder(
             folder, run, config, against=given.get("against"), request=data, edit=Edit.load(folder / "edit"),
-            prompt=prompt or stored,
+            prompt=prompt or stored, options=prediction,
         )  # fmt: skip
         return _summary(folder, audited, json_output)
-    request = read_request(given)
+    kind = v.kind_of(place)
+    request = read_request(given, kind)
     out = Path(str(v.need(given, "out", "a folder for the evidence")))
-    subject = load_causal_lm(place, prompt=prompt, **model_keys)
+    subject = load_model(dict(model_keys), place, prompt, kind)
     run, inputs = _model_run(subject, request, config)
     with begin(out, inputs):
         audited = audit_folder(
-            out, run, config, subject=subject, against=given.get("against"), request=request, original=given.get("original")
+            out, run, config, subject=subject, against=given.get("against"), request=request, original=given.get("original"),
+            options=prediction,
         )  # fmt: skip
     return _summary(out, audited, json_output)
 
 
 def _model_run(subject: Any, request: Any, config: Any) -> tuple[Any, dict[str, Any]]:
     """The record of an audit of a model that was not made by a run of efface, and what it was asked."""
-    from efface.forget.run import now
+    from efface.forget.run import now, prompt_of
     from efface.run.record import RunRecord, environment
 
     record = request.record(merkle_root(request))
     inputs = {
         "method": "given", "config": config.model_dump(mode="json"), "model": subject.digest, "request": record.id,
-        "prompt": subject.prompt.model_dump(),
+        "prompt": prompt_of(subject),
     }  # fmt: skip
     run = RunRecord(
         kind="audit", created=now(), method="given", system="given", claim="empirical", intention="none",

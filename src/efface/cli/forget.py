@@ -145,10 +145,14 @@ def forget(
 
 def merkle_root(request: Any) -> str:
     """Root over keyed hashes of the forget rows; the key stays in EFFACE_HOME."""
+    from efface.data.labelled import is_labelled, plain_row
     from efface.report import merkle
     from efface.run.digests import canonical
 
-    return merkle.merkle_root(((row["id"], canonical(row)) for row in request.forget), merkle.load_or_create_key())
+    plain = plain_row if is_labelled(request.forget) else dict
+    return merkle.merkle_root(
+        ((row["id"], canonical(plain(row))) for row in request.forget), merkle.load_or_create_key()
+    )
 
 
 def _summary(folder: Path, edit: Any, json_output: bool) -> int:

@@ -30,7 +30,7 @@ from efface.data.pictures import (
 from efface.data.readers import HUB_NAME, SUFFIXES, _csv, _hub, _json, _jsonl, _open, _parquet
 from efface.errors import RequestError
 
-__all__ = ["open_picture", "picture_key", "read_items", "text_key", "thumbnail"]
+__all__ = ["items_of", "open_picture", "picture_key", "read_items", "text_key", "thumbnail"]
 
 NAMES = {
     "image": ("image", "img", "picture", "file_name", "image_path"),
@@ -267,6 +267,16 @@ def _labels(values: Sequence[Any], source: str) -> tuple[list[int], Any]:
     names = sorted(set(values))
     place = {name: number for number, name in enumerate(names)}
     return [place[value] for value in values], ClassLabel(names=names)
+
+
+def items_of(rows: Iterable[dict[str, Any]], source: str, base: Path, names: Names = NAMES) -> Dataset:
+    """Rows in memory in the same form as those of a file.
+
+    Args:
+        source: what to call them in an error.
+        base: where relative paths of pictures begin.
+    """
+    return _from_rows(rows, source, base, (), set(), names)
 
 
 def _from_rows(

@@ -19,7 +19,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset
 from PIL import Image
 
-from efface.data.items import CONTENT, NAMES, read_items
+from efface.data.items import CONTENT, NAMES, items_of, read_items
 from efface.data.pictures import picture_key, text_key
 from efface.errors import RequestError, nearest
 
@@ -56,7 +56,7 @@ def read_labelled(source: str | Path | Dataset, *, split: str = "train") -> Data
     place, _, chosen = str(source).partition("#")
     path = Path(place).expanduser()
     if path.suffix == ".npz" and path.is_file():
-        rows = read_items(_arrays(path), names=LABELLED)
+        rows = items_of(_arrays(path), path.name, path.parent, LABELLED)
     else:
         rows = read_items(place, split=split, names=LABELLED)
     return select(_checked(rows, place), chosen, place)
@@ -85,7 +85,7 @@ def is_labelled(data: Dataset) -> bool:
 # -- .npz ----------------------------------------------------------------------------------------------------------
 
 
-def _arrays(path: Path) -> Dataset:
+def _arrays(path: Path) -> list[dict[str, Any]]:
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {ARRAYS.get(name, name): file[name] for name in file.files}
@@ -102,7 +102,7 @@ def _arrays(path: Path) -> Dataset:
             columns[name] = [_png(picture, f"{path}, row {i}") for i, picture in enumerate(array)]
         else:
             columns[name] = list(array) if array.ndim > 1 else array.tolist()
-    return Dataset.from_dict(columns)
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def _png(array: Any, place: str) -> bytes:

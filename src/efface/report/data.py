@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from efface.audit.embedding import EmbeddingMap
 from efface.audit.finding import Finding
 from efface.audit.verdict import Outcome
 from efface.run.cost import Cost
@@ -43,6 +44,8 @@ class MethodResult(BaseModel):
     quantisation: list[Finding] = Field(default_factory=list)
     examples: list[Example] = Field(default_factory=list)
     layers: dict[str, LayerSets] = Field(default_factory=dict, description="role -> set -> kind of prompt -> reading")
+
+    embedding: dict[str, EmbeddingMap] = Field(default_factory=dict, description="role -> map of the feature space")
 
     def finding(self, metric: str) -> Finding | None:
         """The finding of that machine name, if there."""

@@ -187,9 +187,10 @@ def _place(
 
 
 def tradeoff(
-    key: str, points: list[Point], bound: float | None = None, width: float = 820, height: float = 440
-) -> Markup:
-    """Forget quality against model utility, one mark a model; upper right is where one wants to be.
+    key: str, points: list[Point], bound: float | None = None, width: float = 820, height: float = 440,
+    words: tuple[str, str] = ("model utility → more useful", "log10 p of forget quality → less to tell apart"),
+) -> Markup:  # fmt: skip
+    """What is forgotten against what is kept, one mark a model; upper right is where one wants to be.
 
     Args:
         key: unique on the page.
@@ -217,13 +218,11 @@ def tradeoff(
     for value in ys:
         shapes.append(path([(left, up(value)), (right, up(value))], "grid"))
         shapes.append(element("text", mark_text(value), x=left - 8, y=up(value) + 4, class_="tick end"))
-    shapes.append(
-        element("text", "model utility → more useful", x=(left + right) / 2, y=height - 8, class_="axis middle")
-    )
+    shapes.append(element("text", words[0], x=(left + right) / 2, y=height - 8, class_="axis middle"))
     shapes.append(
         element(
             "text",
-            "log10 p of forget quality → less to tell apart",
+            words[1],
             x=0,
             y=0,
             class_="axis middle",

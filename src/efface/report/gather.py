@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from efface.audit.embedding import EmbeddingMap
 from efface.audit.verdict import Conclusion
 from efface.errors import RunError, StorageError
 from efface.report.data import LayerSets, MethodResult, ReportData
@@ -15,7 +16,7 @@ from efface.run.files import read_json
 from efface.run.record import Curve, Example, RunRecord, load_costs
 
 _CURVES, _EXAMPLES = TypeAdapter(list[Curve]), TypeAdapter(list[Example])
-_SETS = TypeAdapter(LayerSets)
+_SETS, _MAPS = TypeAdapter(LayerSets), TypeAdapter(dict[str, EmbeddingMap])
 
 
 def read_result(folder: Path, label: str | None = None) -> tuple[MethodResult, list[str]]:
@@ -38,7 +39,7 @@ def read_result(folder: Path, label: str | None = None) -> tuple[MethodResult, l
         result = MethodResult(
             label=label or run.method, run=run, outcome=conclusion.outcome, findings=conclusion.findings,
             costs=load_costs(folder), relearning=optional("curves.json", _CURVES), examples=optional("examples.json", _EXAMPLES),
-            layers=_layers(folder / "attacks" / "in-context.json"),
+            layers=_layers(folder / "attacks" / "in-context.json"), embedding=_maps(folder / "embedding.json"),
         )  # fmt: skip
     except ValueError as error:
         raise RunError(f"a record in '{folder}' is not what efface writes", None, "run its command again") from error
@@ -46,10 +47,16 @@ def read_result(folder: Path, label: str | None = None) -> tuple[MethodResult, l
 
 
 def _layers(path: Path) -> dict[str, LayerSets]:
-    """The layer readings of an in-context run; nothing for any other."""
+    """The layer readings of an in-context run; nothing for any other, or where the suite was left out."""
     if not path.exists():
         return {}
-    return {role: _SETS.validate_python(record["sets"]) for role, record in read_json(path).items()}
+    records = {role: record for role, record in read_json(path).items() if isinstance(record, dict)}
+    return {role: _SETS.validate_python(record["sets"]) for role, record in records.items()}
+
+
+def _maps(path: Path) -> dict[str, EmbeddingMap]:
+    """The maps of the feature space; nothing for a language model."""
+    return _MAPS.validate_python(read_json(path)) if path.exists() else {}
 
 
 def gather(

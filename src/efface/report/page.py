@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from efface.report import sections, words
 from efface.report.data import ReportData
+from efface.report.embedding_figures import embedding_panels
 from efface.report.glyphs import outcome_icon, slug, verdict_icon
 from efface.report.layer_figures import layer_panels
 from efface.run.digests import short
@@ -111,8 +112,7 @@ def render(data: ReportData) -> str:
             evidence=sections.evidence(results),
             checks=sections.checks,
             value_of=sections.value_of,
-            utility=sections.UTILITY,
-            quality=sections.QUALITY,
+            axes=sections.axes(results),
             outcomes=words.OUTCOMES,
             claims=words.CLAIMS,
             glossary=words.GLOSSARY,
@@ -121,6 +121,8 @@ def render(data: ReportData) -> str:
             groups=sections.groups(results),
             panels=sections.relearning(results),
             layer_panels=layer_panels(results),
+            embedding_panels=embedding_panels(results),
+            predictors=sections.predictors(results),
             questions=sections.questions(results),
         )
     )

@@ -23,13 +23,61 @@ QUALITY = "tofu/forget_quality_log10p"
 VERDICTS = ("holds", "does not hold", "not measured", "informative")
 
 
+def predictors(results: Iterable[MethodResult]) -> bool:
+    """Whether the page is about classifiers or regressors, which give no answers in words."""
+    return all(result.run.model.kind in ("classifier", "regressor") for result in results)
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The two figures by which results are ranked and placed: what is kept, and what is forgotten."""
+
+    utility: str
+    quality: str
+    sign: float
+    across: str
+    up: str
+    utility_name: str
+    quality_name: str
+    lead: str
+
+
+TEXT_AXES = Axes(
+    UTILITY, QUALITY, 1.0, "model utility → more useful", "log10 p of forget quality → less to tell apart", "Model utility",
+    "Forget quality, log10 p",
+    "To the right: the model is still useful. Up: a statistical test finds less difference from a model that never saw the "
+    "data. A good result lies in the upper right, beside the retrained model. Each log10 step down is ten times stronger "
+    "evidence that a trace remains, or that too much was removed.",
+)  # fmt: skip
+CLASS_AXES = Axes(
+    "classifier/ta", "classifier/average_gap", -1.0, "accuracy on the test set → more useful",
+    "minus the average gap, points → nearer to retraining", "Test accuracy", "Average gap, points",
+    "To the right: the model is still useful. Up: error on the forget set, membership attack, and accuracy on what is kept are "
+    "nearer to those of a model that never saw the data. A good result lies in the upper right, beside the retrained model.",
+)  # fmt: skip
+NUMBER_AXES = Axes(
+    "regressor/fit/holdout", "regressor/paired", -1.0, "fit of unseen rows → more useful",
+    "minus the distance to the retrained predictions → nearer", "Fit of unseen rows", "Distance to retraining",
+    "To the right: the model is still useful. Up: its predictions on the forget set are nearer to those of a model that never "
+    "saw them. A good result lies in the upper right.",
+)  # fmt: skip
+
+
+def axes(results: Iterable[MethodResult]) -> Axes:
+    """The axes of this page's kind of model."""
+    kinds = {result.run.model.kind for result in results}
+    return CLASS_AXES if kinds == {"classifier"} else NUMBER_AXES if kinds == {"regressor"} else TEXT_AXES
+
+
 def rank(results: Iterable[MethodResult]) -> list[MethodResult]:
     """Best first: by outcome (removal-consistent before all), then by utility, then by forget quality."""
-    order = list(OUTCOMES)
+    order, results = list(OUTCOMES), list(results)
+    chosen = axes(results)
 
     def place(result: MethodResult) -> tuple[float, ...]:
         word = result.outcome.word
-        values = [value_of(result, UTILITY), value_of(result, QUALITY)]
+        use, quality = value_of(result, chosen.utility), value_of(result, chosen.quality)
+        values = [use, None if quality is None else chosen.sign * quality]
         return (
             order.index(word) if word in order else len(order),
             *(-(v if v is not None else -1e9) for v in values),
@@ -245,12 +293,13 @@ def groups(results: list[MethodResult]) -> list[Group]:
 
 def scatter(results: list[MethodResult]) -> tuple[list[Markup], list[str]]:
     """The trade-off figure (wide and narrow) and the methods that could not be placed, with the reason."""
-    points, missing, bounds = [], [], set()
+    points, missing, bounds, chosen = [], [], set(), axes(results)
     sides: dict[str, list[tuple[str, float, float]]] = {"original": [], "retrained": []}
     for result in results:
-        utility, quality = result.finding(UTILITY), result.finding(QUALITY)
+        utility, quality = result.finding(chosen.utility), result.finding(chosen.quality)
         if utility and utility.unlearned and quality and quality.unlearned:
-            points.append(Point(result.label, result.outcome.word, utility.unlearned.value, quality.unlearned.value))
+            points.append(Point(result.label, result.outcome.word, utility.unlearned.value,
+                                chosen.sign * quality.unlearned.value))  # fmt: skip
         else:
             why = [f.reason for f in (utility, quality) if f is not None and f.unlearned is None and f.reason]
             missing.append(f"{result.label}: {'; '.join(why) or 'forget quality or model utility was not measured'}")
@@ -258,15 +307,18 @@ def scatter(results: list[MethodResult]) -> tuple[list[Markup], list[str]]:
             bounds.add(quality.threshold.bound)
         for role, spots in sides.items():
             x, y = (getattr(finding, role) if finding else None for finding in (utility, quality))
-            if x is not None and y is not None and (x.value, y.value) not in [spot[1:] for spot in spots]:
-                spots.append((result.label, x.value, y.value))
+            if x is not None and y is not None and (x.value, chosen.sign * y.value) not in [spot[1:] for spot in spots]:
+                spots.append((result.label, x.value, chosen.sign * y.value))
     if not points:
         return [], missing
     for role, spots in sides.items():
         for label, across, up in spots:
             points.append(Point(role if len(spots) == 1 else f"{role}, {label}", role, across, up))
     bound = bounds.pop() if len(bounds) == 1 else None
-    return [tradeoff("tw", points, bound), tradeoff("tn", points, bound, width=350, height=400)], missing
+    words = (chosen.across, chosen.up)
+    return [
+        tradeoff("tw", points, bound, words=words), tradeoff("tn", points, bound, width=350, height=400, words=words)
+    ], missing  # fmt: skip
 
 
 @dataclass(frozen=True)

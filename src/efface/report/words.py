@@ -90,6 +90,20 @@ GLOSSARY: list[tuple[str, str]] = [
         "Guessing from a model's scores whether an example was used to train it. 0.5 is as good as a coin.",
     ),
     (
+        "UA, RA, TA",
+        "Of a classifier: the error on the forget set (unlearning accuracy), the accuracy on the retain set and on the test "
+        "set. The retrained model's values are the aim.",
+    ),
+    (
+        "MIA efficacy",
+        "Share of the forget set that a simple membership attack takes for data never seen. The retrained model's share is "
+        "the aim, not 100 %.",
+    ),
+    (
+        "Average gap",
+        "Mean distance of UA, MIA efficacy, RA and TA to the retrained model's, in percent points.",
+    ),
+    (
         "Quantisation",
         "Rounding the weights to 8 or 4 bits. Small changes of the weights can be rounded away, and "
         "with them the forgetting.",

@@ -126,13 +126,16 @@ class Predictor(Subject):
         made = self.part(item, truncation=True, max_length=longest(self.part, self.model.config), return_tensors="pt")
         return {name: made[name][0] for name in made if name in ("input_ids", "attention_mask", "token_type_ids")}
 
-    def encode_rows(self, data: Dataset, *, name: str = "data") -> list[Sample]:
+    def encode_rows(self, data: Dataset, *, name: str = "data", targets: Sequence[Any] | None = None) -> list[Sample]:
         """Samples of labelled rows.
+
+        Args:
+            targets: instead of those of the rows; for rows whose labels are not the model's.
 
         Raises:
             RequestError: no labels or targets, another kind of input, or a class that the model does not have.
         """
-        targets = self.targets(data, name)
+        targets = self.targets(data, name) if targets is None else targets
         column = COLUMN[self.modality]
         if column not in data.column_names:
             there = [known for known in COLUMN.values() if known in data.column_names]

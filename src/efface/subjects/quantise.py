@@ -39,7 +39,7 @@ def linear_weights(model: Any) -> tuple[dict[str, Tensor], list[str]]:
     A tensor appears once, also where an adapter's wrapper shows its base layer's weight as its own; an adapter's two
     factors are rounded each for itself.
     """
-    seen = {id(model.get_input_embeddings().weight)}
+    seen = {id(model.get_input_embeddings().weight)} if hasattr(model, "get_input_embeddings") else set()
     chosen: dict[str, Tensor] = {}
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from datasets import Dataset
 
+from efface.audit.attacks.relearning import prompt_key
 from efface.data.request import data_digest
 from efface.run.cost import Cost
 from efface.run.digests import digest_value
 from efface.run.files import read_json, write_json
-from efface.subjects.causal_lm import CausalLM
+from efface.subjects.learner import Learner
 from efface.subjects.quantise import linear_weights, round_trip
 from efface.train.reference import answer_probabilities, cache_folder
 from efface.train.snapshot import Snapshot
@@ -27,7 +28,7 @@ WIDTHS = (8, 4)
 
 
 def quantise(
-    subject: CausalLM, sets: dict[str, Dataset], *, widths: tuple[int, ...] = WIDTHS, cost: Cost | None = None,
+    subject: Learner, sets: dict[str, Dataset], *, widths: tuple[int, ...] = WIDTHS, cost: Cost | None = None,
     cache: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Probabilities of every answer of `sets` after a round trip at each width; the subject comes back bit for bit.
@@ -36,7 +37,7 @@ def quantise(
         `widths`: width -> set -> [N] probabilities, and `skipped`: tensors that were not quantised.
     """
     key = digest_value({
-        "attack": "quantisation", "model": subject.digest, "widths": widths, "prompt": subject.prompt.model_dump(),
+        "attack": "quantisation", "model": subject.digest, "widths": widths, "prompt": prompt_key(subject),
         "data": {name: data_digest(data) for name, data in sets.items()},
     })  # fmt: skip
     path = (cache or cache_folder() / "attacks") / f"{key.removeprefix('sha256:')}.json"
@@ -58,7 +59,7 @@ def quantise(
             base.restore()
             if cost is not None:
                 cost.items += sum(map(len, rows.values()))
-                cost.tokens += sum(len(row.ids) for part in rows.values() for row in part)
+                cost.tokens += sum(row.n_tokens for part in rows.values() for row in part)
     result = {"widths": found, "skipped": skipped}
     write_json(path, result)
     return result

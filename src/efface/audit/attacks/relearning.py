@@ -24,12 +24,12 @@ from efface.run.cost import Cost
 from efface.run.digests import digest_value
 from efface.run.files import read_json, write_json
 from efface.run.settings import Settings
-from efface.subjects.causal_lm import CausalLM
-from efface.subjects.prompts import Encoded
+from efface.subjects.learner import Learner
 from efface.train.config import TrainConfig
 from efface.train.engine import train
 from efface.train.reference import answer_probabilities, cache_folder
 from efface.train.snapshot import Snapshot
+from efface.train.streams import collator_of
 from efface.train.supervised import answer_loss, supervised_schedule
 
 CARD = Card(
@@ -40,8 +40,8 @@ CARD = Card(
     paper="arXiv 2201.05629, 2402.16835, 2410.08827 (2022 to 2024)",
     verb="audit",
     mechanism="attacks",
-    modalities=("text",),
-    subjects=("causal-lm",),
+    modalities=("any",),
+    subjects=("causal-lm", "classifier", "regressor"),
     needs=("forget", "gradients", "retrained"),
     defaults_source="the suite's table in arXiv 2506.09227: same rate and batches for both models, a look every few steps",
 )
@@ -60,7 +60,7 @@ class RelearningConfig(Settings):
 class _Look(TrainerCallback):  # type: ignore[misc]
     """Score the watched rows every few steps."""
 
-    def __init__(self, subject: CausalLM, watched: list[Encoded], every: int) -> None:
+    def __init__(self, subject: Learner, watched: list[Any], every: int) -> None:
         self.subject, self.watched, self.every = subject, watched, every
         self.steps = [0]
         self.rows = [answer_probabilities(subject, watched)]
@@ -72,9 +72,9 @@ class _Look(TrainerCallback):  # type: ignore[misc]
 
 
 def _curve(
-    subject: CausalLM,
-    train_rows: list[Encoded],
-    watched: list[Encoded],
+    subject: Learner,
+    train_rows: list[Any],
+    watched: list[Any],
     config: RelearningConfig,
     label: str,
     cost: Cost | None,
@@ -95,7 +95,7 @@ def _curve(
             look = _Look(subject, watched, config.every)
             schedule = supervised_schedule(train_rows, settings)
             train(
-                subject.model, schedule, answer_loss, settings, folder=folder / "work", pad_id=subject.pad_id,
+                subject.model, schedule, answer_loss, settings, folder=folder / "work", collator=collator_of(subject),
                 label=label, callbacks=(look,),
             )  # fmt: skip
     finally:
@@ -106,8 +106,14 @@ def _curve(
         shutil.rmtree(folder, ignore_errors=True)
     if cost is not None:
         cost.items += len(schedule) + len(look.steps) * len(watched)
-        cost.tokens += schedule.total_tokens + len(look.steps) * sum(len(row.ids) for row in watched)
+        cost.tokens += schedule.total_tokens + len(look.steps) * sum(row.n_tokens for row in watched)
     return {"steps": look.steps, "rows": look.rows}
+
+
+def prompt_key(subject: Learner) -> dict[str, Any] | None:
+    """The prompt format of a language model, on which its scores depend; None for other kinds."""
+    prompt = getattr(subject, "prompt", None)
+    return None if prompt is None else dict(prompt.model_dump())
 
 
 def halves(data: Dataset) -> tuple[list[int], list[int]]:
@@ -120,7 +126,7 @@ def halves(data: Dataset) -> tuple[list[int], list[int]]:
 
 
 def relearn(
-    subject: CausalLM, forget: Dataset, config: RelearningConfig, *, cost: Cost | None = None, cache: Path | None = None
+    subject: Learner, forget: Dataset, config: RelearningConfig, *, cost: Cost | None = None, cache: Path | None = None
 ) -> dict[str, Any]:
     """Both curves of one model, from the cache or by the attack; the subject comes back bit for bit.
 
@@ -136,7 +142,7 @@ def relearn(
         )
     key = digest_value({
         "attack": "relearning", "model": subject.digest, "data": data_digest(forget), "config": config.model_dump(),
-        "prompt": subject.prompt.model_dump(),
+        "prompt": prompt_key(subject),
     })  # fmt: skip
     path = (cache or cache_folder() / "attacks") / f"{key.removeprefix('sha256:')}.json"
     if path.exists():
