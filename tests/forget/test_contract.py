@@ -21,7 +21,7 @@ from efface.forget.objective import ObjectiveMethod
 from efface.subjects.hooks import LAYER
 
 NAMED = [name for name, entry in entries().items() if entry.card.verb == "forget"]
-METHODS = [name for name in NAMED if name != "s3t"]
+METHODS = [name for name in NAMED if name != "s3t" and "causal-lm" in find_method(name).card.subjects]
 """`s3t` works on a sliced ensemble only; tests/forget/test_s3t.py holds it to the same contract on one."""
 SEEDLESS = {"rocr"}
 """Closed forms that draw nothing."""
