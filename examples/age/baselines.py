@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from efface.audit.benchmarks.in_context import askable_items
 from efface.audit.benchmarks.in_context_baselines import few_shot, icul, plain_outcomes
 from efface.data.readers import read_dataset
 from efface.data.tagged import TagProtocol
+from efface.errors import InputError
 
 TESTS = {
     "age, in domain": ("age_train", "age_valid"),
@@ -24,6 +26,18 @@ TESTS = {
     "authors, out of domain": ("authors", "world_facts"),
 }
 """Name -> rows for demonstrations, rows that are asked."""
+
+
+def longest(make: Callable[[int], dict[str, Any]], sizes: tuple[int, ...]) -> dict[str, Any]:
+    """The baseline with as many demonstrations as fit into the small model's context; the record says how many."""
+    for size in sizes:
+        try:
+            return {**make(size), "demonstrations": size}
+        except InputError as error:
+            if "demonstrations" not in str(error):
+                raise
+            last = error
+    raise last
 
 
 def main() -> None:
@@ -38,8 +52,14 @@ def main() -> None:
         pool, _ = askable_items(read_dataset(str(out / "data" / f"{train}.jsonl")), train, protocol.target)
         shown = pool[:: max(1, len(pool) // 60)]
         found[name] = {
-            "few-shot": few_shot(subject, items, shown, protocol),
-            "label flipping": icul(subject, items, shown, protocol.target),
+            "few-shot": longest(
+                lambda n: few_shot(subject, items, shown, protocol, matched=n, unmatched=n),  # noqa: B023 - called at once
+                (2, 1),
+            ),
+            "label flipping": longest(
+                lambda n: icul(subject, items, shown, protocol.target, correct=n),  # noqa: B023 - called at once
+                (4, 2, 1),
+            ),
         }
         edit = efface.forget(
             subject, efface.Request(forget=data), "gradient-ascent", learning_rate=3e-4, epochs=5, batch_size=20

@@ -91,7 +91,9 @@ def main() -> None:
     for name, rows in (json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}).items():
         train, asked = name.split(", ")
         for label in ("few-shot", "label flipping"):
-            accuracies.append(line(train, label, "", asked, "", str(rows[label]["n"]), *shares(rows[label])))
+            shown = rows[label].get("demonstrations")
+            said = label if shown is None else f"{label}, {2 * shown if label == 'few-shot' else shown + 1} shown"
+            accuracies.append(line(train, said, "", asked, "", str(rows[label]["n"]), *shares(rows[label])))
         gone, kept = (rows["gradient ascent"][part]["asked"]["untagged"] for part in ("forget", "retain"))
         cells = [
             cell(wilson(sum(v == "forgot" for v in gone["exact"]), len(gone["exact"]))),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from efface.audit.attacks.relearning import RelearningConfig
@@ -110,6 +111,22 @@ class Evidence:
     def prediction(self, role: str, name: str) -> Predictions | None:
         """What a classifier or regressor said about a set, or None."""
         return self.predictions.get(role, {}).get(name)
+
+    def test_part(self, role: str, *, forgotten: bool = False) -> Predictions | None:
+        """Unseen rows of the classes that are kept (or of those that are not): a class without a retain row is forgotten.
+
+        A model that no longer says a class is not to lose accuracy on the test set for it. Rows of `evaluate.forget_test`
+        count as unseen rows of forgotten classes.
+        """
+        own, kept = self.prediction(role, "holdout"), self.prediction(role, "retain")
+        given = self.prediction(role, "forget_test")
+        if forgotten and given is not None:
+            return given
+        if own is None or kept is None or own.task == "regression":
+            return None if forgotten else own
+        inside = np.isin(own.labels, np.unique(kept.labels))
+        part = own.part(~inside if forgotten else inside)
+        return part if len(part) else None
 
     @property
     def predictor(self) -> str | None:

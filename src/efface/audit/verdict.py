@@ -12,7 +12,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from efface.audit.attacks import membership
-from efface.audit.benchmarks import accuracy, in_context, memorisation, robustness, tofu
+from efface.audit.benchmarks import accuracy, identity, in_context, memorisation, representation, robustness, tofu
 from efface.audit.evidence import OWN_SUITES, Evidence
 from efface.audit.finding import Finding
 
@@ -39,6 +39,8 @@ SUITE_FINDINGS = {
 
 PREDICTOR_FINDINGS = {
     "accuracy": accuracy.findings,
+    "representation": representation.findings,
+    "identity": identity.findings,
     "relearning": robustness.relearning_findings,
     "quantisation": robustness.quantisation_findings,
 }

@@ -13,11 +13,10 @@ from typing import Any
 
 from efface.data.request import Request
 from efface.forget.method import find_method
-from efface.subjects import CausalLM
 
 
 @contextlib.contextmanager
-def forgotten(method: str, subject: CausalLM, request: Request, **values: Any) -> Iterator[CausalLM]:
+def forgotten(method: str, subject: Any, request: Request, **values: Any) -> Iterator[Any]:
     """The subject with a freshly fitted edit on it; on leaving, its former bits are back.
 
     Args:
