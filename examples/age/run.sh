@@ -35,5 +35,5 @@ for set in $SETS; do
     done
   done
 done
-python baselines.py "$OUT" > "$OUT/baselines.json"
+python baselines.py "$OUT" > "$OUT/baselines.part" && mv "$OUT/baselines.part" "$OUT/baselines.json"
 python table.py "$OUT"

@@ -69,7 +69,8 @@ def main() -> None:
     inside += [line(*names), "|" + "---|" * len(names)]
     costs += [line("run", "fit, s", "peak MiB", "audit, s"), "|---|---|---|---|"]
     seen: set[tuple[str, str]] = set()
-    for folder in sorted((out / "runs").iterdir()):
+    done = [path.parent.parent for path in (out / "runs").glob("*/attacks/in-context.json")]
+    for folder in sorted(done):
         train, style, seed = folder.name.rsplit("-", 2)
         record = json.loads((folder / "attacks" / "in-context.json").read_text(encoding="utf-8"))
         for role in ("original", "unlearned"):
