@@ -29,7 +29,9 @@ SUITES = ("tofu", "membership", "memorisation", "relearning", "quantisation")
 OWN_SUITES = ("in-context",)
 """Suites for runs of one method; they join the others by themselves where an edit brings what they need."""
 PREDICTOR_SUITES = ("accuracy", "membership", "representation", "identity", "relearning", "quantisation")
-"""Suites for classifiers and regressors."""
+"""Suites for classifiers and regressors; `identity` joins where the forget set says whose rows they are."""
+ASKED_SUITES = ("shadows",)
+"""Suites for classifiers and regressors that train models of their own, and so run only when they are named."""
 
 
 class Thresholds(Settings):
@@ -68,13 +70,23 @@ class Thresholds(Settings):
     damage: float = Field(0.1, gt=0, lt=1, description="relative loss of utility that counts as damage")
 
 
+class ShadowConfig(Settings):
+    """Shadow models for LiRA and RMIA. How they are trained must be how the audited model was trained."""
+
+    models: int = Field(16, ge=2, description="an even number; LiRA: 64 and more, fewer pool the variance")
+    seed: int = Field(0, ge=0, description="of the halves and the starting weights")
+    training: dict[str, Any] = Field(
+        {}, description="learning_rate, epochs, optimizer, ...; default: what learn.json beside the model says"
+    )
+
+
 class AuditConfig(Settings):
     """How a run is audited."""
 
     suite: tuple[str, ...] = Field(
         SUITES,
         description="parts to run: " + ", ".join((*SUITES, *OWN_SUITES)) + "; for classifiers and regressors: "
-        + ", ".join(PREDICTOR_SUITES) + "; default: all that fit the model",
+        + ", ".join((*PREDICTOR_SUITES, *ASKED_SUITES)) + "; default: all that fit the model, without shadows",
     )  # fmt: skip
     max_new_tokens: int = Field(200, ge=1, description="limit of a generated answer (open-unlearning: 200)")
     keep_texts: bool = Field(
@@ -83,6 +95,9 @@ class AuditConfig(Settings):
     seed: int = Field(0, ge=0, description="of the bootstrap")
     tagged_rows: int = Field(400, ge=1, description="suite in-context: most rows of a set, evenly spaced")
     thresholds: Thresholds = Field(default_factory=Thresholds, description="fixed before the run")
+    shadows: ShadowConfig = Field(
+        default_factory=lambda: ShadowConfig(), description="suite shadows: how many models, and how they are trained"
+    )
     relearning: RelearningConfig = Field(default_factory=RelearningConfig, description="the attacker's budget")
 
 

@@ -25,8 +25,8 @@ from efface.subjects.loading import glance
 from efface.subjects.predictor import load_predictor
 from efface.subjects.prompts import PromptFormat
 
-AUDIT_PHASES = ("score and generate", "score,", "relearning attack", "quantisation attack", "metrics and intervals",
-                "tagged prompts and layers")  # fmt: skip
+AUDIT_PHASES = ("score and generate", "score,", "shadow models", "relearning attack", "quantisation attack",
+                "metrics and intervals", "tagged prompts and layers")  # fmt: skip
 
 
 def audit(
@@ -52,7 +52,9 @@ def _run(request: Request, models: dict[str, Loader], config: AuditConfig, proto
     if not is_labelled(request.forget):
         return run_audit(request, models, config, protocol=protocol)
     if config.suite == SUITES:  # the default: all that there are for this kind
-        config = config.model_copy(update={"suite": PREDICTOR_SUITES})
+        persons = "identity" in request.forget.column_names
+        chosen = tuple(name for name in PREDICTOR_SUITES if persons or name != "identity")
+        config = config.model_copy(update={"suite": chosen})
     return run_predictor_audit(request, models, config)
 
 

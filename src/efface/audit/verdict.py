@@ -12,7 +12,16 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from efface.audit.attacks import membership
-from efface.audit.benchmarks import accuracy, identity, in_context, memorisation, representation, robustness, tofu
+from efface.audit.benchmarks import (
+    accuracy,
+    classifier_attacks,
+    identity,
+    in_context,
+    memorisation,
+    representation,
+    robustness,
+    tofu,
+)
 from efface.audit.evidence import OWN_SUITES, Evidence
 from efface.audit.finding import Finding
 
@@ -39,6 +48,8 @@ SUITE_FINDINGS = {
 
 PREDICTOR_FINDINGS = {
     "accuracy": accuracy.findings,
+    "membership": classifier_attacks.findings,
+    "shadows": classifier_attacks.shadow_findings,
     "representation": representation.findings,
     "identity": identity.findings,
     "relearning": robustness.relearning_findings,
@@ -143,6 +154,12 @@ def _others(findings: list[Finding]) -> str:
     return f" {len(missed)} other check{'s do' if len(missed) > 1 else ' does'} not hold: {named}."
 
 
+def _persons(evidence: Evidence) -> bool:
+    """Whether the forget set says whose rows they are."""
+    own = evidence.prediction("unlearned", "forget")
+    return own is not None and bool(own.identities)
+
+
 def conclude(evidence: Evidence) -> Conclusion:
     """Findings and verdict: a pure function of the evidence, the same on every machine."""
     known = PREDICTOR_FINDINGS if evidence.predictor else SUITE_FINDINGS
@@ -150,7 +167,9 @@ def conclude(evidence: Evidence) -> Conclusion:
     left_out = [
         f"the {name} suite (left out by choice)"
         for name in known
-        if name not in evidence.config.suite and (name not in OWN_SUITES or evidence.attack(name, "left_out"))
+        if name not in evidence.config.suite
+        and (name not in OWN_SUITES or evidence.attack(name, "left_out"))
+        and not (name == "identity" and not _persons(evidence))
     ]
     never = UNTESTED_PREDICTOR if evidence.predictor else UNTESTED
     return Conclusion(outcome=outcome(findings, evidence), findings=findings, not_tested=[*never, *left_out])

@@ -22,7 +22,8 @@ def audit(
     suite: str | None = typer.Option(
         None,
         help="Comma-separated. Language models: tofu, membership, memorisation, relearning, quantisation, in-context. "
-        "Classifiers and regressors: accuracy, membership, representation, identity, relearning, quantisation. "
+        "Classifiers and regressors: accuracy, membership, representation, identity, relearning, quantisation, "
+        "and shadows (LiRA and RMIA; trains models of its own). "
         "Default: all that apply.",
     ),
     against: str | None = typer.Option(
