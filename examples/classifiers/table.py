@@ -58,14 +58,14 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "ssd": ("ssd", {"alpha": 3.0}),
     "fisher": ("fisher", {}),
     "influence": ("influence", {}),
-    "scrub": ("scrub", {}),
+    "scrub": ("scrub", {**SGD, "learning_rate": 0.02, "epochs": 6}),
     "cf-k": ("cf-k", {**SGD, "learning_rate": 0.02, "k": 1}),
     "pseudo-label": ("pseudo-label", {**SGD, "learning_rate": 0.02}),
-    "laf": ("laf", {}),
-    "contrastive-unlearning": ("contrastive-unlearning", {}),
-    "deepcut": ("deepcut", {}),
-    "concept-poisoning": ("concept-poisoning", {}),
-    "blindspot": ("blindspot", {}),
+    "laf": ("laf", {"epochs": 40, "lr_ue": 5e-4, "lr_ra": 1e-3, "temperature": 5}),
+    "contrastive-unlearning": ("contrastive-unlearning", {"learning_rate": 0.01, "epochs": 20, "batch_size": 64}),
+    "deepcut": ("deepcut", {"learning_rate": 3e-3, "optimizer": "adam", "weight_decay": 0.0, "forget_weight": 10.0}),
+    "concept-poisoning": ("concept-poisoning", {**SGD, "learning_rate": 0.02}),
+    "blindspot": ("blindspot", {"epochs": 5, "batch_size": 64}),
 }
 
 

@@ -125,7 +125,8 @@ def average_gap(own: Report, retrained: Report) -> float:
 def entropy_score(table: Predictions) -> Floats:
     """[N] sum_v p_v log p_v: minus the entropy."""
     p = np.exp(table.logp)
-    return np.asarray(np.where(p > 0, p * table.logp, 0.0).sum(1), dtype=np.float64)
+    with np.errstate(invalid="ignore"):  # 0 log 0 = 0
+        return np.asarray(np.where(p > 0, p * table.logp, 0.0).sum(1), dtype=np.float64)
 
 
 def modified_entropy_score(table: Predictions) -> Floats:
