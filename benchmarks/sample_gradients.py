@@ -4,7 +4,7 @@ The one-row loop is what published code for Fisher information, influence and pe
 backward pass for a batch of one row, and a sum of squares for every parameter. Both sides give the same numbers; the script
 checks it. Rounds alternate between the two, so that a busy machine slows both.
 
-    python benchmarks/sample_gradients.py [--rows 1258] [--rounds 5] [--json FILE]
+    python benchmarks/sample_gradients.py [--rows 1258] [--rounds 5] [--numbers 134217728] [--json FILE]
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch.nn.functional import cross_entropy
 from efface.lab.classified import digit_rows, labelled
 from efface.subjects.factory import FactoryForm
 from efface.subjects.predictor import Predictor
+from efface.train import gradient_stats
 from efface.train.gradient_stats import answer_gradients
 
 LABELS = tuple(str(i) for i in range(10))
@@ -74,13 +75,15 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1258, help="rows of the digits' training set")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--numbers", type=int, default=gradient_stats.SAMPLE_NUMBERS, help="gradients held at once")
     arguments = parser.parse_args()
+    gradient_stats.SAMPLE_NUMBERS = arguments.numbers
     data = digit_rows(0)[0].select(range(arguments.rows))
     flat = torch.tensor(data["features"])
     pictures = labelled(flat.view(-1, 1, 8, 8).numpy(), data["label"], data["id"], LABELS)
     threads = torch.get_num_threads()
     print(f"torch {torch.__version__}, {platform.machine()}, {threads} threads, {arguments.rows} rows, best of "
-          f"{arguments.rounds}\n")  # fmt: skip
+          f"{arguments.rounds}, {arguments.numbers:,} numbers at once\n")  # fmt: skip
     print("| network | weights | one by one, s | at once, s | ratio | largest difference |\n|---|---|---|---|---|---|")
     entries = []
     for name, form in NETWORKS.items():
@@ -101,7 +104,12 @@ def main() -> None:
         entries.append({"network": name, "weights": subject.n_parameters, "loop_s": a, "vmap_s": b, "ratio": a / b})
         print(f"| {name} | {subject.n_parameters:,} | {a:.3f} | {b:.3f} | {a / b:.1f} | {off:.0e} |", flush=True)
     if arguments.json:
-        settings = {"rows": arguments.rows, "threads": threads, "torch": torch.__version__}
+        settings = {
+            "rows": arguments.rows,
+            "numbers": arguments.numbers,
+            "threads": threads,
+            "torch": torch.__version__,
+        }
         arguments.json.write_text(
             json.dumps({"settings": settings, "rows": entries}, indent=1) + "\n", encoding="utf-8"
         )

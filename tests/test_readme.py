@@ -15,7 +15,7 @@ from efface.cli import run
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-LATER = {"representation-audit", "unlearning-taxonomy"}
+LATER = {"unlearning-taxonomy"}
 """Systems of which a part is here already (a measure of similarity, two baselines); the proof comes with the rest."""
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.S)
 

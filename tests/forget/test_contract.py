@@ -23,7 +23,7 @@ from efface.subjects.hooks import LAYER
 NAMED = [name for name, entry in entries().items() if entry.card.verb == "forget"]
 METHODS = [name for name in NAMED if name != "s3t" and "causal-lm" in find_method(name).card.subjects]
 """`s3t` works on a sliced ensemble only; tests/forget/test_s3t.py holds it to the same contract on one."""
-SEEDLESS = {"rocr"}
+SEEDLESS = {"rocr", "ssd"}
 """Closed forms that draw nothing."""
 WHOLE = {"retrain", "dp2unlearning"}
 """The whole model is trained anew."""
@@ -37,7 +37,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:.* of the labels :UserWarning")
 def fit(subject: Any, request: Any, name: str, folder: Path, **more: Any) -> Edit:
     """One short fit into a folder."""
     method = find_method(name)
-    own: dict[str, Any] = {"task-vector": {"alpha": 0.5}, "rocr": {"layers": "0", "projector": "none"}}.get(name, {})
+    own: dict[str, Any] = {
+        "task-vector": {"alpha": 0.5},
+        "rocr": {"layers": "0", "projector": "none"},
+        "ssd": {"alpha": 1.2},
+    }.get(name, {})
     config = method.configure({**QUICK, **own, **more})
     if "concepts" in method.card.needs:
         request = dataclasses.replace(request, concepts={"person0": "person9"})

@@ -24,10 +24,21 @@ CARDS = {name: entry.card for name, entry in entries().items() if entry.card.ver
 CLASSIFIERS = [name for name, card in CARDS.items() if "classifier" in card.subjects]
 REGRESSORS = [name for name, card in CARDS.items() if "regressor" in card.subjects]
 QUICK: dict[str, Any] = {"learning_rate": 5e-3, "epochs": 2, "batch_size": 10}
-OWN: dict[str, dict[str, Any]] = {"cf-k": {"k": 1}}
+OWN: dict[str, dict[str, Any]] = {
+    "cf-k": {"k": 1},
+    "concept-poisoning": {"donor": "c", "mode": "none"},
+    "ssd": {"alpha": 1.2},
+}
 """Settings without which a method refuses so small a world."""
-SEEDLESS: set[str] = set()
-"""Methods that draw nothing."""
+SEEDLESS = {"ssd", "influence"}
+"""Methods that draw nothing, or nothing where all rows are looked at."""
+CLASS_ONLY = {"concept-poisoning"}
+"""Methods that forget a whole class."""
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*of the anchors were left out:UserWarning", "ignore:.*:UserWarning:efface.forget.edits"
+)
+"""After so few steps in so small a space some features are all zero, and a third of the weights matters for every row."""
 
 
 def made(subject: Predictor, request: Any, name: str, folder: Path, **more: Any) -> Edit:
@@ -74,7 +85,7 @@ def test_regressors_too(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_same_seed_same_bits(name: str, tmp_path: Path) -> None:
-    request = request_of("rows")
+    request = request_of("class" if name in CLASS_ONLY else "rows")
     digests = [
         made(predictor(), request, name, tmp_path / str(i), seed=s).facts.edited_digest for i, s in enumerate((0, 0, 1))
     ]
@@ -137,9 +148,7 @@ def test_batch_norms_come_back_and_rest_outside_the_scope(tmp_path: Path) -> Non
 
 def test_what_lora_and_layers_need_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="lora_targets"):
-        made(
-            predictor(), request_of(), "npo", tmp_path / "a", scope="lora"
-        )  # 'all-linear' needs a model of transformers
+        made(predictor(), request_of(), "npo", tmp_path / "a", scope="lora", lora_targets="nowhere")
     edit = made(predictor(), request_of(), "npo", tmp_path / "b", scope="lora", lora_targets="1,4", lora_rank=2)
     assert edit.kind == "adapter"
     with pytest.raises(ConfigError, match="layers between"):
@@ -154,7 +163,7 @@ def test_training_and_forgetting_end_where_they_should(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         fit(model, data, config, work=Path(folder))
     request = request_of("class")
-    made(model, request, "gradient-difference", tmp_path, learning_rate=0.02, epochs=20).apply(model)
+    made(model, request, "gradient-difference", tmp_path, learning_rate=0.05, epochs=40).apply(model)
 
     def right(rows: Any) -> float:
         samples = model.encode_rows(rows)

@@ -44,7 +44,7 @@ def made(trick: float = 1.0, again: float = 0.98, best: float = 0.95) -> proof.A
 
 
 def test_thresholds_and_the_worst_of_the_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert find_proof("representation-audit").quick
+    assert not find_proof("representation-audit").quick
     assert proof.SEEDS == (0, 1, 2)
     monkeypatch.setattr(proof, "audited", lambda seed: made())
     checks = proof.checks()

@@ -331,7 +331,8 @@ def _from_dataset(data: Dataset, source: str, want: Sequence[str], skip: set[str
     if "features" in chosen:
         arrays = list(data.with_format("numpy")["features"])
         rows = [_array(value, f"{source}, row {i}, column 'features'") for i, value in enumerate(arrays)]
-        data = data.remove_columns("features").add_column("features", rows, feature=_shape(rows, source))
+        column = Dataset.from_dict({"features": rows}, features=Features({"features": _shape(rows, source)}))
+        data = datasets.concatenate_datasets([data.remove_columns("features"), column], axis=1)
     for column in ("text", "label", "weight", "target", "identity"):
         if column in chosen:
             values = [_cell(column, value, Path(), f"{source}, row {i}") for i, value in enumerate(data[column])]

@@ -175,6 +175,7 @@ PROOF = Proof(
     claim="Logits can look like a retrained model's while the features are the original's: the audit flags an edit of the head "
     "alone, and by features and logits together a second retrained model ranks first",
     checks=checks,
+    quick=False,
     note="H-LR is efface's definition; the paper gives no formula. One forgotten class of small digits: k-NN and probe read it "
     "well from retrained models too.",
 )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from efface.errors import ConfigError, ModelError
 
-LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
+LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
 """A layer's number in a name; anchored at dots: `layers.1.` is not `layers.10.`."""
 
 LAYER_PATHS = ("model.layers", "transformer.h", "gpt_neox.layers", "model.decoder.layers")

@@ -10,7 +10,7 @@ from torch import nn
 def mlp(inputs: int, outputs: int, hidden: Sequence[int] = (128, 64), dropout: float = 0.0) -> nn.Sequential:
     """[B, ...] flattened to [B, inputs], ReLU layers of the given widths (dropout after each), then `outputs` numbers."""
     layers: list[nn.Module] = [nn.Flatten()]
-    for wide, narrow in zip((inputs, *hidden[:-1]), hidden, strict=True):
+    for wide, narrow in zip((inputs, *hidden[:-1])[: len(hidden)], hidden, strict=True):
         layers += [nn.Linear(wide, narrow), nn.ReLU()]
         if dropout:
             layers.append(nn.Dropout(dropout))

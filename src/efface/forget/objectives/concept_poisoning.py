@@ -7,7 +7,7 @@ label) or the entity's answers poisoned (its words masked, or a refusal in their
 
 `measure.concept_bank` infers the concepts of a classifier, `measure.token_attribution` those of a language model. Labels alone
 (`mode=none`) are the default and the baseline that a patch has to beat: a model that is shown patched pictures
-forgets patched pictures. Head-only training (`train=head`, what the released run does) leaves the representation
+may forget those alone. Head-only training (`train=head`, what the released run does) leaves the representation
 as it was: a probe on the features still finds the class.
 
 Departures: random labels leave the forgotten class out; where only a part is trained, norm statistics rest (`norm_statistics`);
