@@ -13,7 +13,7 @@ def test_thresholds_and_the_worst_of_the_seeds(monkeypatch: pytest.MonkeyPatch) 
     assert find_proof("deepcut") is proof.PROOF
     assert "reconstruction" in proof.PROOF.note
     assert proof.SEEDS == (0, 1, 2)
-    assert (proof.GAMMA, proof.PASSES["bags"], proof.TRAINING["learning_rate"]) == (10.0, 5, 3e-3)
+    assert (proof.GAMMA, proof.PASSES, proof.TRAINING["learning_rate"]) == (10.0, 5, 3e-3)
 
     def made(seed: int, form: str) -> dict[str, Figures]:
         bad = seed == 2 and form == "sentences"

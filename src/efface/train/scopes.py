@@ -202,7 +202,9 @@ def _with_lora(model: Any, config: ScopeConfig) -> Any:
         task_type="CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None,
     )  # fmt: skip
     try:
-        return get_peft_model(model, settings)
+        with torch.random.fork_rng():  # the adapter's first weights are those of the seed, whatever was drawn before
+            torch.manual_seed(getattr(config, "seed", 0))
+            return get_peft_model(model, settings)
     except ValueError as error:
         raise ConfigError(
             f"lora_targets='{config.lora_targets}' ({str(error)[:120]})", "names of linear modules of this model"
