@@ -74,6 +74,23 @@ def test_the_commands_on_pictures_do_what_the_readme_says(tmp_path: Path, monkey
     assert Path("my-new-clip/model.safetensors").exists()
 
 
+def test_the_commands_on_a_classifier_do_what_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+    from sklearn.datasets import load_digits
+
+    monkeypatch.chdir(tmp_path)
+    images, labels = load_digits(return_X_y=True)
+    for name, part in (("train", slice(0, 400)), ("test", slice(400, 600))):
+        np.savez(f"{name}.npz", features=(images[part] / 16).astype(np.float32), labels=labels[part])
+    assert run(["learn", "classifier", "--data", "train.npz#!class=3", "--out", "retrained", "epochs=20"]) == 0
+    block = next(text for kind, text in BLOCKS if not kind and "train.npz" in text)
+    found = [shlex.split(line)[1:] for line in block.splitlines() if line.startswith("efface ")]
+    assert [words[0] for words in found] == ["learn", "forget", "audit"]
+    for words in found:
+        assert run(words) in ((0, 1) if words[0] == "audit" else (0,)), words
+    assert Path("run/findings.json").exists()
+
+
 def test_the_python_lines_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = next(text for kind, text in BLOCKS if kind == "python")
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
