@@ -150,6 +150,7 @@ def unfinished() -> None:
 
 
 VIT = json.dumps({"model_type": "vit", "architectures": ["ViTForImageClassification"]})
+HEADLESS = json.dumps({"model_type": "vit", "architectures": ["ViTModel"]})
 LONG = " ".join(["colour"] * 80)
 
 FILES: list[Case] = [
@@ -259,7 +260,8 @@ MODELS: list[Case] = [
     ("revision of a folder", nothing, wrong("revision=main"), ("revision 'main'", "local folder", "leave revision out")),
     ("no such adapter", nothing, wrong("adapter=./none"), ("./none", "adapter")),
     ("chat without a template", nothing, wrong("prompt.style=chat"), ("no chat template", "style=plain")),
-    ("a vision model", text("model/config.json", VIT), wrong(), ("cannot load 'model' as a causal language model", "ViT")),
+    ("a vision model", text("model/config.json", HEADLESS), wrong(), ("cannot load 'model' as a causal language model", "ViT")),
+    ("a classifier of images and rows without labels", text("model/config.json", VIT), wrong(), ("forget.jsonl", "neither labels nor targets", "column 'label'")),
     ("an unknown architecture", text("model/config.json", '{"model_type": "brandnew"}'), wrong(), ("cannot load 'model'", "brandnew")),
 ]  # fmt: skip
 

@@ -91,14 +91,12 @@ def restricted(model: torch.nn.Module, config: ScopeConfig) -> list[str]:
     """
     chosen = None if config.layers is None else layer_indices(config.layers, depth_of(model))
     inside = set(part_names(model, config.part, chosen))
-    names = [name for name in own_parameters(model) if name in inside]
-    if config.mask_modules is not None:
-        names = matching(names, config.mask_modules.split(","))
-    if config.mask_exclude is not None:
-        gone = set(matching(names, config.mask_exclude.split(",")))
-        names = [name for name in names if name not in gone]
+    known = list(own_parameters(model))
+    wanted = known if config.mask_modules is None else matching(known, config.mask_modules.split(","))
+    gone = set() if config.mask_exclude is None else set(matching(known, config.mask_exclude.split(",")))
+    names = [name for name in wanted if name in inside and name not in gone]
     if not names:
-        raise ConfigError("no weight is left to rank", "at least one", "widen layers, mask_modules or mask_exclude")
+        raise ConfigError("no weight is left to rank", "at least one", "widen layers, part or mask_modules")
     return names
 
 

@@ -31,7 +31,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from efface.audit.finding import Estimate
-from efface.audit.metrics.intervals import bootstrap
+from efface.audit.metrics.intervals import Statistic, bootstrap
 from efface.audit.metrics.roc import auc
 from efface.audit.predictions import Predictions
 from efface.errors import InputError
@@ -146,9 +146,7 @@ def published_attack(forget: Predictions, unseen: Predictions, *, seed: int = 0)
         InputError: fewer than ten rows on a side, or a person on both sides.
     """
     forget, unseen, calls = _published_calls(forget, unseen)
-    people = (_by_person(calls[0], forget.identities), _by_person(calls[1], unseen.identities))
-    return Attack(bootstrap(_pooled, *people, seed=seed), auc(forget.own_logp, unseen.own_logp),
-                  (len(forget), len(unseen)), (len(people[0]), len(people[1])))  # fmt: skip
+    return _attack(forget, unseen, calls, _pooled, seed)
 
 
 def grouped_attack(forget: Predictions, unseen: Predictions, *, folds: int = FOLDS, seed: int = 0) -> Attack:
@@ -162,9 +160,17 @@ def grouped_attack(forget: Predictions, unseen: Predictions, *, folds: int = FOL
         InputError: no identities, fewer than two persons or ten rows on a side, or a person on both sides.
     """
     calls = _grouped_calls(forget, unseen, folds)
+    return _attack(forget, unseen, calls, _balanced, seed)
+
+
+def _attack(
+    forget: Predictions, unseen: Predictions, calls: tuple[Floats, Floats], share: Statistic, seed: int
+) -> Attack:  # fmt: skip
     people = (_by_person(calls[0], forget.identities), _by_person(calls[1], unseen.identities))
-    return Attack(bootstrap(_balanced, *people, seed=seed), auc(forget.own_logp, unseen.own_logp),
-                  (len(forget), len(unseen)), (len(people[0]), len(people[1])))  # fmt: skip
+    return Attack(
+        bootstrap(share, *people, seed=seed), auc(forget.own_logp, unseen.own_logp), (len(forget), len(unseen)),
+        (len(people[0]), len(people[1])),
+    )  # fmt: skip
 
 
 def person_folds(
@@ -210,17 +216,12 @@ def nomus(
         found: Floats = weight * _share(task) + (1 - weight) * (1 - 2 * np.abs(_pooled(inside, out) - 0.5))
         return found
 
-    value = bootstrap(
-        statistic,
-        judged,
-        _by_person(calls[0], cut.identities),
-        _by_person(calls[1], outside.identities),
-        seed=seed,
-    )
+    sides = (_by_person(calls[0], cut.identities), _by_person(calls[1], outside.identities))
     known = bool(forget.identities and unseen.identities)
     counts = np.bincount(test.labels)
     return NoMUS(
-        value=value, task=bootstrap(_share, judged, seed=seed), attack=published_attack(forget, unseen, seed=seed),
+        value=bootstrap(statistic, judged, *sides, seed=seed), task=bootstrap(_share, judged, seed=seed),
+        attack=_attack(cut, outside, calls, _pooled, seed),
         grouped=grouped_attack(forget, unseen, seed=seed) if known else None, commonest=float(counts.max() / len(test)),
         weight=weight,
     )  # fmt: skip
