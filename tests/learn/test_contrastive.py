@@ -131,23 +131,23 @@ def test_a_killed_run_ends_with_the_same_bits(
         more |= {"queue_size": 12, "momentum": 0.9, "projector": 16}
     learn(recipe, pairs, tmp_path / "whole", **(SMALL | more))
 
-    from efface.learn import contrastive_model
+    from efface.learn import module
 
     class Killed(Exception):
         pass
 
-    original = contrastive_model.AfterStep.on_step_end
+    original = module.Steps.on_step_end
 
     def killed(self: Any, args: Any, state: Any, control: Any, **rest: Any) -> None:
         original(self, args, state, control, **rest)
         if state.global_step == 7:
             raise Killed
 
-    monkeypatch.setattr(contrastive_model.AfterStep, "on_step_end", killed)
+    monkeypatch.setattr(module.Steps, "on_step_end", killed)
     with pytest.raises(Killed):
         learn(recipe, pairs, tmp_path / "model", **(SMALL | more))
     assert not (tmp_path / "model").exists()
-    monkeypatch.setattr(contrastive_model.AfterStep, "on_step_end", original)
+    monkeypatch.setattr(module.Steps, "on_step_end", original)
     learn(recipe, pairs, tmp_path / "model", **(SMALL | more))
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "model")
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())

@@ -19,7 +19,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset
 from PIL import Image
 
-from efface.data.items import CONTENT, NAMES, items_of, read_items
+from efface.data.items import CONTENT, NAMES, Names, items_of, read_items
 from efface.data.pictures import picture_key, text_key
 from efface.errors import RequestError, nearest
 
@@ -32,6 +32,9 @@ LABELLED = {
     "identity": ("identity", "person", "subject", "group"),
 }
 """What the columns may be called; the first name that is there counts."""
+
+LEARNT = LABELLED | {"weight": NAMES["weight"]}
+"""The same for `read_rows`, with a row's importance."""
 
 SELECTIONS = ("class", "identity", "random", "ids")
 ARRAYS = {"images": "image", "labels": "label", "targets": "target", "identities": "identity", "ids": "id"}
@@ -54,12 +57,30 @@ def read_labelled(source: str | Path | Dataset, *, split: str = "train") -> Data
     if isinstance(source, Dataset):
         return _checked(read_items(source, names=LABELLED), "the data set")
     place, _, chosen = str(source).partition("#")
+    return select(_checked(_read(place, split), place), chosen, place)
+
+
+def _read(place: str, split: str, want: tuple[str, ...] = (), names: Names = LABELLED) -> Dataset:
     path = Path(place).expanduser()
     if path.suffix == ".npz" and path.is_file():
-        rows = items_of(_arrays(path), path.name, path.parent, LABELLED)
-    else:
-        rows = read_items(place, split=split, names=LABELLED)
-    return select(_checked(rows, place), chosen, place)
+        rows = items_of(_arrays(path), path.name, path.parent, names)
+        return read_items(rows, want=want, names=names) if want else rows
+    return read_items(place, split=split, want=want, names=names)
+
+
+def read_rows(source: str | Path | Dataset, *, split: str = "train", want: tuple[str, ...] = ()) -> Dataset:
+    """Read pictures, texts or arrays, with labels or targets where there are some; selections as in `read_labelled`.
+
+    Args:
+        want: columns that must be there, of `label`, `target`, `image`, `text`, `features`.
+
+    Raises:
+        RequestError: see `read_items`; an unknown or empty selection.
+    """
+    if isinstance(source, Dataset):
+        return read_items(source, want=want, names=LEARNT)
+    place, _, chosen = str(source).partition("#")
+    return select(_read(place, split, want, LEARNT), chosen, place)
 
 
 def _checked(data: Dataset, source: str) -> Dataset:

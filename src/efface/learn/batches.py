@@ -6,16 +6,20 @@ schedule, so a resumed run sees what the killed run would have seen.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
 
 from efface.data.items import open_picture, picture_key, text_key
 from efface.errors import RequestError
+from efface.learn.module import Batch
 from efface.learn.objective import Takes
+from efface.learn.views.features import FeatureViewConfig, FeatureViews
 from efface.learn.views.images import ImageViews, ViewConfig
 from efface.learn.views.texts import TextViewConfig, TextViews
 from efface.run.progress import track
@@ -36,7 +40,7 @@ class Prepared:
     def __init__(self, tower: Any, column: Sequence[Any], *, label: str = "pictures") -> None:
         self.tower, self.column = tower, column
         self.kept: dict[str, Tensor] | None = None
-        if tower.modality != "image" or not len(column):
+        if tower.modality == "text" or not len(column):
             return
         first = self._prepare([0])
         size = sum(value.numel() * value.element_size() for value in first.values()) * len(column)
@@ -66,59 +70,68 @@ class Prepared:
 
 
 class Batches:
-    """Items (row, position) of a `RowSchedule` to `{"first": inputs, "second": inputs, labels, ids, weights}`.
+    """Items (row, position) of a `RowSchedule` to a `Batch` (see `learn.module`).
 
     Args:
         takes: what the recipe wants.
         towers: of the first and the second side (one tower twice for views).
         columns: the items of both sides.
         seed: of the views.
-        image_views, text_views: how the views of one item are drawn.
-        labels, ids, weights: [N] tensors or None.
+        draws: how each view of a picture is drawn; of texts and arrays, their number is the number of views.
+        text_views, feature_views: how the views of a text and of an array are drawn.
+        marks: [N] tensors by name (labels, targets, ids, weights, groups); None is left out.
     """
 
     def __init__(
         self, takes: Takes, towers: tuple[Any, Any], columns: tuple[Sequence[Any], Sequence[Any]], *, seed: int,
-        image_views: ViewConfig, text_views: TextViewConfig, labels: Tensor | None = None, ids: Tensor | None = None,
-        weights: Tensor | None = None,
+        draws: Sequence[ViewConfig], text_views: TextViewConfig, feature_views: FeatureViewConfig,
+        marks: dict[str, Tensor | None],
     ) -> None:  # fmt: skip
         self.takes, self.towers, self.columns, self.seed = takes, towers, columns, seed
-        same = takes != "pairs"
         first = Prepared(towers[0], columns[0])
-        self.prepared = (first, first if same else Prepared(towers[1], columns[1]))
-        self.image_views, self.text_views = ImageViews(image_views), TextViews(text_views)
-        self.extras = {"labels": labels, "ids": ids, "weights": weights}
+        self.prepared = (first, first if takes != "pairs" else Prepared(towers[1], columns[1]))
+        self.draws = [ImageViews(draw) for draw in draws]
+        self.text_views, self.feature_views = TextViews(text_views), FeatureViews(feature_views)
+        self.marks = {name: values for name, values in marks.items() if values is not None}
 
-    def __call__(self, items: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    def __call__(self, items: Sequence[tuple[int, int]]) -> Batch:
         rows = [row for row, _ in items]
         generator = torch.Generator().manual_seed(((self.seed + 1) * 0x9E3779B1 + items[0][1]) % 2**63)
-        batch: dict[str, Any] = {
-            "first": self._side(0, rows, generator), "second": self._side(1, rows, generator),
-        }  # fmt: skip
-        for name, values in self.extras.items():
-            if values is not None:
-                batch[name] = values[torch.as_tensor(rows)]
-        return batch
-
-    def _side(self, side: int, rows: Sequence[int], generator: torch.Generator) -> dict[str, Tensor]:
+        index = torch.as_tensor(rows)
+        batch: Batch = {"rows": index, **{name: values[index] for name, values in self.marks.items()}}
         if self.takes == "pairs":
-            return self.prepared[side](rows)
-        tower = self.towers[side]
+            return batch | {"views": [self.prepared[0](rows), self.prepared[1](rows)]}
+        return batch | self.views(rows, generator)
+
+    def views(self, rows: Sequence[int], generator: torch.Generator) -> Batch:
+        """`views` of some rows, and for pictures `boxes`."""
+        tower = self.towers[0]
         if tower.modality == "text":
-            texts = [self.columns[side][row] for row in rows]
-            inputs: dict[str, Tensor] = tower.prepare(self.text_views(texts, generator))
-            return inputs
-        inputs = dict(self.prepared[side](rows))
+            texts = [self.columns[0][row] for row in rows]
+            return {"views": [tower.prepare(self.text_views(texts, generator)) for _ in self.draws]}
+        inputs = self.prepared[0](rows)
+        if tower.modality == "features":
+            return {"views": [{"features": self.feature_views(inputs["features"], generator)} for _ in self.draws]}
         mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in tower.normalisation)
         images = (inputs["pixel_values"] * std + mean).clamp(0, 1)
-        seen, _ = self.image_views(images, generator)
-        inputs["pixel_values"] = (seen - mean) / std
-        return inputs
+        height, width = images.shape[2:]
+        side = images.new_tensor([width, height, width, height])
+        found: Batch = {"views": [], "boxes": []}
+        for draw in self.draws:
+            seen, boxes = draw(images, generator)
+            found["views"].append({**inputs, "pixel_values": (seen - mean) / std})
+            found["boxes"].append(boxes / side)
+        return found | {"boxes": torch.stack(found["boxes"])}
+
+
+def array_key(row: Any) -> str:
+    """SHA-256 of an array's numbers."""
+    return hashlib.sha256(np.ascontiguousarray(row, dtype=np.float32).tobytes()).hexdigest()
 
 
 def item_numbers(column: Sequence[Any], modality: str) -> list[int]:
-    """[N] one number per distinct content: equal pictures or texts share it."""
-    key = picture_key if modality == "image" else text_key
+    """[N] one number per distinct content: equal pictures, texts or arrays share it."""
+    key: Any = {"image": picture_key, "text": text_key, "features": array_key}[modality]
     numbers: dict[str, int] = {}
     return [numbers.setdefault(key(item), len(numbers)) for item in column]
 
@@ -129,11 +142,14 @@ def columns_of(data: Dataset, takes: Takes, modalities: tuple[str, str]) -> tupl
     Raises:
         RequestError: one is missing; names the column and those that are there.
     """
-    wanted = ["image" if modality == "image" else "text" for modality in modalities]
-    for name in [*wanted, *(["label"] if takes == "labelled" else [])]:
+    wanted = [*modalities, *({"labelled": ["label"], "targets": ["target"]}.get(takes, []))]
+    for name in wanted:
         if name not in data.column_names:
             raise RequestError(
-                f"no column '{name}' (there are: {', '.join(data.column_names)})", f"{' and '.join(dict.fromkeys(wanted))}"
-                f"{' and label' if takes == 'labelled' else ''}", "rename a column, or choose another recipe",
+                f"no column '{name}' (there are: {', '.join(data.column_names)})", " and ".join(dict.fromkeys(wanted)),
+                "rename a column, or choose another recipe",
             )  # fmt: skip
-    return data[wanted[0]], data[wanted[1]]
+    if "features" in modalities:
+        rows = data.with_format("numpy")[:]["features"]
+        return rows, rows
+    return data[modalities[0]], data[modalities[1]]

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback
 
 from efface.errors import ModelError
 from efface.learn.memory.ema import EMA
 from efface.learn.memory.queue import FeatureQueue
+from efface.learn.module import Batch, LearnModule
 from efface.learn.objective import Embedded, Recipe
 from efface.train.gather import gather_plain, gather_rows, rank
 from efface.train.gradient_caching import cached, refuse_batch_norm
@@ -21,7 +21,7 @@ MAX_SCALE = 100.0
 """CLIP (arXiv 2103.00020, section 2.5): the learnt scale is kept at or below 100."""
 
 
-class ContrastiveModel(nn.Module):
+class ContrastiveModel(LearnModule):
     """Two towers (or one, seen twice), an optional projector, and what the objective learns or remembers beside them.
 
     Args:
@@ -30,14 +30,12 @@ class ContrastiveModel(nn.Module):
         config: its configuration.
     """
 
-    subject: Any
     shadow: Any
 
     def __init__(self, subject: Any, recipe: Recipe, config: Any) -> None:
-        super().__init__()
-        self.recipe, self.chunk = recipe, config.chunk
+        super().__init__(subject)
+        self.recipe, self.settings, self.chunk = recipe, config, config.chunk
         self.pairs = recipe.takes == "pairs"
-        object.__setattr__(self, "subject", subject)  # not a submodule: its weights are `module`
         self.towers = (subject.image, subject.text) if self.pairs else (subject, subject)
         head = not self.pairs and config.projector
         self.online = nn.ModuleList([subject.model, *([projector(subject.width, config.projector)] if head else [])])
@@ -92,79 +90,64 @@ class ContrastiveModel(nn.Module):
 
     def embed(self, side: int, inputs: dict[str, Tensor]) -> Tensor:
         """[b, D] unit rows of one side."""
-        return cached(lambda part: self._unit(self.towers[side], self.projector, part), inputs, self.chunk)
+        tower = self.towers[side if self.pairs else 0]
+        return cached(lambda part: self._unit(tower, self.projector, part), inputs, self.chunk)
 
     @staticmethod
     def _unit(tower: Any, head: nn.Module | None, inputs: dict[str, Tensor]) -> Tensor:
         features = tower.features(inputs)
         return nn.functional.normalize((head(features) if head is not None else features).float(), dim=-1)
 
-    def forward(self, first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Embeddings of both sides [b, D], the scale [], the bias []."""
-        out = {"first": self.embed(0, first)}
-        if self.ema is not None:
-            with torch.no_grad():
-                head = self.ema.module[1] if self.projector is not None else None  # type: ignore[index]
-                out["second"] = self._unit(self.shadow, head, second)
-        else:
-            out["second"] = self.embed(1, second)
+    def _keys(self, inputs: dict[str, Tensor]) -> Tensor:
+        """[b, D] unit rows of the moving copy."""
+        assert self.ema is not None
+        head = self.ema.module[1] if self.projector is not None else None  # type: ignore[index]
+        with torch.no_grad():
+            return self._unit(self.shadow, head, inputs)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """Embed every view, gather with exact gradients, evaluate the objective, remember the keys."""
+        assert self.recipe.loss is not None
+        views = tuple(
+            self.embed(side, inputs) if self.ema is None or side == 0 else self._keys(inputs)
+            for side, inputs in enumerate(batch["views"])
+        )
         log_scale = self.log_scale
-        out["scale"] = log_scale.exp() if log_scale is not None else out["first"].new_tensor(self.fixed)
-        if self.recipe.has_bias:
-            out["bias"] = self.subject.logit_bias
-        return out
+        scale = log_scale.exp() if log_scale is not None else views[0].new_tensor(self.fixed)
+        everybody = tuple(gather_rows(view) for view in views)
+        marks = {name: batch.get(name) for name in ("labels", "targets", "ids", "weights")}
+        marks |= {f"{name}_all": None if mark is None else gather_plain(mark) for name, mark in marks.items()}
+        kept = self.queue.filled() if self.queue is not None else None
+        value, numbers = self.recipe.loss(
+            Embedded(
+                first=views[0], second=views[1], first_all=everybody[0], second_all=everybody[1], views=views,
+                views_all=everybody, scale=scale.reshape(()), start=rank() * len(views[0]),
+                bias=self.subject.logit_bias.reshape(()) if self.recipe.has_bias else None,
+                queue=None if kept is None else kept[0],
+                queue_ids=None if kept is None or marks["ids"] is None else kept[1], **marks,
+            ),
+            self.settings,
+        )  # fmt: skip
+        if self.queue is not None:
+            assert marks["ids_all"] is not None
+            self.queue.enqueue(everybody[1].detach(), marks["ids_all"])
+        return value, {"scale": float(scale.detach()), **numbers}
+
+    def after_step(self) -> None:
+        """The scale stays in its bounds, the moving copy follows."""
+        with torch.no_grad():
+            if self.log_scale is not None:
+                self.log_scale.clamp_(max=math.log(MAX_SCALE))
+        if self.ema is not None:
+            self.ema.update(self.online)
+
+    def finish(self) -> None:
+        """Leave the trained temperature with the subject, so that what is saved scores as it was trained."""
+        if self.pairs and self.fixed is not None:
+            with torch.no_grad():
+                self.subject.log_scale.fill_(math.log(self.fixed))
 
 
 def projector(width: int, out: int) -> nn.Module:
     """The two-layer head of SimCLR (arXiv 2002.05709, section 2.1): used while training, then left away."""
     return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, out))
-
-
-def loss_of_step(recipe: Recipe, config: Any) -> Any:
-    """The recipe's loss as the engine calls it: embed, gather with exact gradients, evaluate, remember the keys."""
-
-    def loss(model: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
-        whole = getattr(model, "module", model) if not isinstance(model, ContrastiveModel) else model
-        out = model(batch["first"], batch["second"])
-        first, second = out["first"], out["second"]
-        labels, ids, weights = batch.get("labels"), batch.get("ids"), batch.get("weights")
-        queue: FeatureQueue | None = whole.queue
-        kept = queue.filled() if queue is not None else None
-        embedded = Embedded(
-            first=first, second=second, first_all=gather_rows(first), second_all=gather_rows(second),
-            scale=out["scale"].reshape(()), start=rank() * len(first),
-            bias=out["bias"].reshape(()) if "bias" in out else None, labels=labels,
-            labels_all=None if labels is None else gather_plain(labels), ids=ids,
-            ids_all=None if ids is None else gather_plain(ids), weights=weights,
-            weights_all=None if weights is None else gather_plain(weights),
-            queue=None if kept is None else kept[0], queue_ids=None if kept is None or ids is None else kept[1],
-        )  # fmt: skip
-        value, numbers = recipe.loss(embedded, config)
-        if queue is not None:
-            assert embedded.ids_all is not None
-            queue.enqueue(embedded.second_all.detach(), embedded.ids_all)
-        return value, {"loss": float(value.detach()), "scale": float(out["scale"].detach()), **numbers}
-
-    return loss
-
-
-class AfterStep(TrainerCallback):  # type: ignore[misc]
-    """After each optimiser step: the scale stays in its bounds, the moving copy follows."""
-
-    def __init__(self, model: ContrastiveModel) -> None:
-        self.model = model
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        log_scale = self.model.log_scale
-        with torch.no_grad():
-            if log_scale is not None:
-                log_scale.clamp_(max=math.log(MAX_SCALE))
-        if self.model.ema is not None:
-            self.model.ema.update(self.model.online)
-
-
-def finish(model: ContrastiveModel) -> None:
-    """Leave the trained temperature with the subject, so that what is saved scores as it was trained."""
-    if model.pairs and model.fixed is not None:
-        with torch.no_grad():
-            model.subject.log_scale.fill_(math.log(model.fixed))

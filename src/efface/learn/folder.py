@@ -23,7 +23,7 @@ SubjectT = TypeVar("SubjectT", bound=Subject)
 
 def learn_into(
     out: Path, settings: dict[str, Any], *, load: Callable[[], SubjectT],
-    fit: Callable[[Path], tuple[SubjectT, dict[str, Any], Cost]],
+    fit: Callable[[Path], tuple[SubjectT, dict[str, Any], Cost]], beside: Callable[[Path], None] | None = None,
 ) -> SubjectT:  # fmt: skip
     """Train into a folder, or load what a former call trained there.
 
@@ -32,6 +32,7 @@ def learn_into(
         settings: all that the result depends on, as plain values.
         load: reads a finished `out`.
         fit: trains with a work folder for checkpoints; returns the subject, facts for `learn.json`, and the cost.
+        beside: writes what belongs to the model and is no part of the subject, before the folder is whole.
 
     Raises:
         RunError: `out` holds a model that was trained with other settings or data.
@@ -49,14 +50,16 @@ def learn_into(
             shutil.rmtree(work, ignore_errors=True)
             return load()
         subject, facts, cost = fit(work)
-        _save(out, subject, {"digest": digest, **settings, **facts, "cost": cost.model_dump()})
+        _save(out, subject, {"digest": digest, **settings, **facts, "cost": cost.model_dump()}, beside)
     return subject
 
 
-def _save(out: Path, subject: Subject, facts: dict[str, Any]) -> None:
+def _save(out: Path, subject: Subject, facts: dict[str, Any], beside: Callable[[Path], None] | None) -> None:
     subject.source = str(out)
     if first_process():
         with whole_folder(out) as partial:
             subject.save_into(partial)
+            if beside is not None:
+                beside(partial)
             write_json(partial / FACTS, facts)
     wait_for_all()

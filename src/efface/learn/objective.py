@@ -1,27 +1,33 @@
 """What a contrastive objective is: an equation over unit embeddings, its settings, and what it wants to be fed.
 
 An objective's file holds a card, a configuration, the equation as pure functions of tensors, and
-`RECIPE = Recipe(CARD, Config, loss, takes=...)`. Everything else (models, views, batches, caching, processes) is the
-runner's (`learn/contrastive.py`) and the engine's.
+`RECIPE = Recipe(CARD, Config, loss, takes=...)`. A system that trains more than an encoder and a head (prototypes, a
+decoder, a second encoder, a map of pixels) lives in `learn/recipes` and gives `build=...` in place of the loss. Everything
+else (models, views, batches, caching, processes, evaluation) is the runner's (`learn/contrastive.py`) and the engine's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 from torch import Tensor
 
 from efface.catalog import Card
 from efface.learn.starts import StartConfig
+from efface.learn.views.features import FeatureViewConfig
 from efface.learn.views.images import ViewConfig
 from efface.learn.views.texts import TextViewConfig
 from efface.train.config import TrainConfig
 
-Takes = Literal["views", "pairs", "labelled"]
-"""`views`: two views of each item. `pairs`: an item of each side (image and text). `labelled`: two views and a label."""
+if TYPE_CHECKING:
+    from efface.learn.module import LearnModule, Lesson
+
+Takes = Literal["views", "pairs", "labelled", "targets"]
+"""`views`: two or more views of each item. `pairs`: an item of each side (image and text). `labelled`: views and a label.
+`targets`: views and a number."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,9 @@ class Embedded:
         start: the place of the first local row.
         scale: [] one over the temperature, with gradient where it is learnt.
         bias: [] or None, for sigmoid losses.
+        views, views_all: V times [b, D] and [B, D]; the first two are `first` and `second`.
         labels, labels_all: [b], [B] int64, or None.
+        targets, targets_all: [b], [B] float32, or None.
         ids, ids_all: [b], [B] int64: rows of one id are never each other's negatives; or None.
         weights, weights_all: [b], [B] importance of each row, or None.
         queue: [K, D] earlier keys without gradient, or None; `queue_ids` [K] beside it.
@@ -50,8 +58,12 @@ class Embedded:
     scale: Tensor
     start: int = 0
     bias: Tensor | None = None
+    views: tuple[Tensor, ...] = ()
+    views_all: tuple[Tensor, ...] = ()
     labels: Tensor | None = None
     labels_all: Tensor | None = None
+    targets: Tensor | None = None
+    targets_all: Tensor | None = None
     ids: Tensor | None = None
     ids_all: Tensor | None = None
     weights: Tensor | None = None
@@ -86,6 +98,9 @@ class ContrastiveConfig(TrainConfig):
     )
     views: ViewConfig = Field(ViewConfig(), description="how two views of a picture are drawn")
     text_views: TextViewConfig = Field(TextViewConfig(), description="how two views of a text are drawn")
+    feature_views: FeatureViewConfig = Field(FeatureViewConfig(), description="how two views of an array are drawn")
+    evaluations: int = Field(5, ge=0, description="times that the embedding is looked at while training; 0: never")
+    evaluation_rows: int = Field(1000, ge=20, description="rows that are embedded for it, at most")
     start: StartConfig = Field(StartConfig(), description="size of a model that is trained from scratch")
     unique_batches: bool = Field(False, description="no two equal items in one batch, where the data allow it")
 
@@ -101,20 +116,31 @@ class Recipe:
     Args:
         card: what it is.
         config: the configuration's class.
-        loss: see `LossOfStep`.
+        loss: see `LossOfStep`; None where `build` is given.
         takes: what a batch is made of.
-        momentum: the second view comes from a slowly moving copy, and earlier keys wait in a queue; the configuration then
-            has `momentum` and `queue_size`.
+        momentum: all views but the first come from a slowly moving copy, and earlier keys wait in a queue; the
+            configuration then has `momentum` and `queue_size`.
         learns_scale: the temperature is a parameter.
         has_bias: a learnt bias stands beside the scale.
         weights: (data, configuration) -> [N] importance of each row, computed once before training.
+        draws: configuration -> how each view of an item is drawn, one entry a view; default: two of `config.views`. For
+            texts and arrays only their number counts.
+        build: (subject, configuration, lesson) -> the module that is trained, with its own loss; see `LearnModule`.
+        groups: (data, configuration) -> [N] group of each row; a batch then holds the same number of rows of each.
     """
 
     card: Card
     config: type[ContrastiveConfig]
-    loss: LossOfStep
+    loss: LossOfStep | None
     takes: Takes
     momentum: bool = False
     learns_scale: bool = False
     has_bias: bool = False
     weights: Callable[[Any, Any], Tensor] | None = None
+    draws: Callable[[Any], Sequence[ViewConfig]] | None = None
+    build: Callable[[Any, Any, Lesson], LearnModule] | None = None
+    groups: Callable[[Any, Any], Tensor] | None = None
+
+    def views_of(self, config: Any) -> tuple[ViewConfig, ...]:
+        """How each view of an item is drawn."""
+        return (config.views, config.views) if self.draws is None else tuple(self.draws(config))

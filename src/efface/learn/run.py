@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from efface.catalog import find
 from efface.data.items import read_items
+from efface.data.labelled import read_rows
 from efface.data.readers import read_dataset
 from efface.errors import ConfigError
 from efface.learn.contrastive import learn as learn_contrastive
@@ -24,7 +25,7 @@ Source: TypeAlias = "Dataset | str | Path"
 
 def learn(
     recipe: str, data: Source | Sequence[Source], out: str | Path, *, model: Subject | str | Path | None = None,
-    prompt: PromptFormat | None = None, tokenizer_data: Sequence[Source] = (), **config: Any,
+    prompt: PromptFormat | None = None, tokenizer_data: Sequence[Source] = (), test: Source | None = None, **config: Any,
 ) -> Any:  # fmt: skip
     """Train by a recipe.
 
@@ -35,6 +36,7 @@ def learn(
         model: what to train further; None trains a small model from scratch.
         prompt: for `causal-lm`: how questions are asked.
         tokenizer_data: for `causal-lm`: further texts that a new tokenizer must know, so that models can share one.
+        test: for contrastive recipes: rows that no step sees, on which the curves are read.
         config: the recipe's own keys; unknown ones raise `ConfigError`.
 
     Returns:
@@ -48,7 +50,10 @@ def learn(
     if known is not None:
         if prompt is not None or tokenizer_data:
             raise ConfigError(f"a prompt or tokenizer data for '{recipe}'", "neither", "they belong to causal-lm")
-        return learn_contrastive(known, sets, Path(out), parsed, model=start, label=recipe)
+        unseen = None if test is None else read_sets(module, [test])[0]
+        return learn_contrastive(known, sets, Path(out), parsed, model=start, test=unseen, label=recipe)
+    if test is not None:
+        raise ConfigError(f"test data for '{recipe}'", "none", "audit or evaluate the model afterwards")
     return module.learn(
         sets,
         Path(out),
@@ -66,5 +71,7 @@ def read_sets(module: ModuleType, sources: Sequence[Source]) -> list[Dataset]:
     if known is None:
         read = getattr(module, "READ", read_dataset)
         return [part if isinstance(part, Dataset) else read(part) for part in sources]
-    want = {"pairs": ("image", "text"), "labelled": ("label",), "views": ()}[known.takes]
-    return [read_items(part, want=want) for part in sources]
+    if known.takes == "pairs":
+        return [read_items(part, want=("image", "text")) for part in sources]
+    want = {"labelled": ("label",), "targets": ("target",), "views": ()}[known.takes]
+    return [read_rows(part, want=want) for part in sources]

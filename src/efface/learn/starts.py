@@ -1,15 +1,17 @@
-"""Small models to learn from scratch: a picture encoder, a text encoder, a dual encoder, from sizes and a seed."""
+"""Small models to learn from scratch: encoders of pictures, texts and arrays, and a dual encoder, from sizes and a seed."""
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
-from efface.errors import ConfigError
+from efface.errors import ConfigError, MissingExtraError, nearest
 from efface.learn.tokenizers import bpe_tokenizer, word_tokenizer
 from efface.run.settings import Settings
 from efface.subjects.dual_encoder import DualEncoder
@@ -20,6 +22,16 @@ from efface.train.engine import isolated_rng
 class StartConfig(Settings):
     """The size of a model that is built from scratch; of no use with `--model`."""
 
+    architecture: str = Field(
+        "auto", description="of pictures: vit (auto), conv, any model type of transformers, or timm:NAME; of texts bert "
+        "(auto) or a model type; of arrays mlp (auto)",
+    )  # fmt: skip
+    arguments: dict[str, Any] = Field({}, description="of a model type or timm model: its configuration's own keys")
+    channels: tuple[int, ...] = Field(
+        (32, 64, 128), description="conv: channels of each layer; each but the first halves"
+    )
+    norm: Literal["batch", "group"] = Field("batch", description="conv: batch norm, or group norm (goes with `chunk`)")
+    widths: tuple[int, ...] = Field((128, 64), description="mlp: width of each layer")
     width: int = Field(64, ge=8, description="hidden size")
     depth: int = Field(2, ge=1, description="layers of each tower")
     heads: int = Field(4, ge=1, description="attention heads")
@@ -68,28 +80,88 @@ def text_tokenizer(size: StartConfig, texts: Sequence[str]) -> Any:
     return tokenizer
 
 
-def new_encoder(size: StartConfig, modality: str, texts: Sequence[str], seed: int) -> Encoder:
-    """A vision transformer, or a BERT; both with mean pooling."""
-    _check(size)
-    if modality == "image":
-        from transformers import ViTConfig, ViTModel
+def new_encoder(
+    size: StartConfig, modality: str, texts: Sequence[str], seed: int, *, arrays: Tensor | None = None
+) -> Encoder:
+    """An untrained encoder: of pictures a vision transformer, of texts a BERT, of arrays an MLP, or what is asked for.
 
-        with isolated_rng(seed):
-            config = ViTConfig(image_size=size.image_size, patch_size=size.patch, **_tower(size))
-            model = ViTModel(config, add_pooling_layer=False)
-        return Encoder(model.eval(), image_processor(size.image_size), pooling="mean", source="from scratch")
+    Args:
+        size: architecture and sizes.
+        modality: `image`, `text` or `features`.
+        texts: what a new tokenizer is made from.
+        seed: of the weights.
+        arrays: [N, ...] of the data, for the MLP's standardisation.
+
+    Raises:
+        ConfigError: an architecture that this modality does not have.
+        MissingExtraError: timm:NAME without timm.
+    """
+    _check(size)
+    known = {"image": ("vit", "conv"), "text": ("bert",), "features": ("mlp",)}[modality]
+    kind = known[0] if size.architecture == "auto" else size.architecture
+    with isolated_rng(seed):
+        if modality == "features":
+            if kind != "mlp" or arrays is None:
+                raise ConfigError(f"architecture '{kind}' for arrays", "mlp", "leave it out")
+            return Encoder(_vectors(size, arrays).eval(), source="from scratch")
+        if modality == "image":
+            model, pooling = _picture_model(size, kind)
+            return Encoder(model.eval(), image_processor(size.image_size), pooling=pooling, source="from scratch")
+        tokenizer = text_tokenizer(size, texts)
+        return Encoder(_text_model(size, kind, tokenizer).eval(), tokenizer, pooling="mean", source="from scratch")
+
+
+def _vectors(size: StartConfig, arrays: Tensor) -> Any:
+    from efface.subjects.small_encoders import VectorEncoder, VectorEncoderConfig
+
+    model = VectorEncoder(VectorEncoderConfig(inputs=arrays[0].numel(), widths=size.widths))
+    model.standardise(arrays)
+    return model
+
+
+def _picture_model(size: StartConfig, kind: str) -> tuple[Any, str]:
+    """The module, and how it is pooled."""
+    from transformers import ViTConfig, ViTModel
+
+    if kind == "vit":
+        config = ViTConfig(image_size=size.image_size, patch_size=size.patch, **_tower(size))
+        return ViTModel(config, add_pooling_layer=False), "mean"
+    if kind == "conv":
+        from efface.subjects.small_encoders import ConvEncoder, ConvEncoderConfig
+
+        own = ConvEncoderConfig(channels=size.channels, norm=size.norm, image_size=size.image_size)
+        return ConvEncoder(own), "pooler"
+    if kind.startswith("timm:"):
+        if importlib.util.find_spec("timm") is None:
+            raise MissingExtraError(f"'{kind}' needs timm, which is not installed", "timm", "pip install timm")
+        from transformers import TimmWrapperConfig, TimmWrapperModel
+
+        made = TimmWrapperModel(TimmWrapperConfig(architecture=kind.removeprefix("timm:"), model_args=size.arguments))
+        return made, "pooler"
+    return _by_type(kind, size.arguments), "mean"
+
+
+def _text_model(size: StartConfig, kind: str, tokenizer: Any) -> Any:
     from transformers import BertConfig, BertModel
 
-    tokenizer = text_tokenizer(size, texts)
-    settings = BertConfig(
-        vocab_size=len(tokenizer),
-        max_position_embeddings=size.context,
-        pad_token_id=tokenizer.pad_token_id,
-        **_tower(size),
-    )
-    with isolated_rng(seed):
-        bert = BertModel(settings, add_pooling_layer=False)
-    return Encoder(bert.eval(), tokenizer, pooling="mean", source="from scratch")
+    sizes = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    if kind == "bert":
+        config = BertConfig(max_position_embeddings=size.context, **sizes, **_tower(size))
+        return BertModel(config, add_pooling_layer=False)
+    return _by_type(kind, {**sizes, **size.arguments})
+
+
+def _by_type(kind: str, arguments: dict[str, Any]) -> Any:
+    """An untrained model of a type that transformers knows."""
+    from transformers import AutoConfig, AutoModel
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if kind not in CONFIG_MAPPING_NAMES:
+        raise ConfigError(
+            f"architecture '{kind}'", "vit, conv, bert, mlp, a model type of transformers, or timm:NAME",
+            nearest(kind, [*CONFIG_MAPPING_NAMES, "conv", "mlp"]),
+        )  # fmt: skip
+    return AutoModel.from_config(AutoConfig.for_model(kind, **arguments))
 
 
 def new_dual_encoder(

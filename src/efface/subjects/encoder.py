@@ -1,11 +1,13 @@
-"""The encoder as a subject: one tower, for texts or for pictures.
+"""The encoder as a subject: one tower, for texts, for pictures or for arrays.
 
 Behind it stands a text encoder of transformers (BERT-like, or a decoder read at its last token), an image encoder of
-transformers (ViT, ConvNeXt, DINOv2, ...), or a sentence-transformers folder with its own pooling.
+transformers (ViT, ConvNeXt, DINOv2, timm's, ...), a sentence-transformers folder with its own pooling, or one of
+`small_encoders`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -28,7 +30,7 @@ from efface.subjects.loading import (
 )
 from efface.subjects.sentence import SentenceTower, load_sentence_transformer, save_sentence_transformer
 from efface.subjects.subject import Subject, refuse_bad_values
-from efface.subjects.tower import ImageTower, Modality, TextTower, Tower, longest
+from efface.subjects.tower import FeatureTower, ImageTower, Modality, TextTower, Tower, longest
 
 WHAT = "an encoder"
 TextPooling = Literal["mean", "cls", "last", "end"]
@@ -118,8 +120,9 @@ class Encoder(Subject):
     ) -> None:  # fmt: skip
         super().__init__(model, source=source, revision=revision, trust_remote_code=trust_remote_code)
         self.part = part
-        main = "image" if getattr(model, "main_input_name", "input_ids") == "pixel_values" else "text"
-        self.modality: Modality = "image" if (modality or main) == "image" else "text"
+        mains: dict[str, Modality] = {"pixel_values": "image", "features": "features"}
+        main = mains.get(getattr(model, "main_input_name", "input_ids"), "text")
+        self.modality: Modality = main if modality not in get_args(Modality) else modality  # type: ignore[assignment]
         self._width: int | None = None
         if part is None:
             self.pooling = _choose(pooling, ("own",), "own")
@@ -154,6 +157,9 @@ class Encoder(Subject):
     @property
     def tower(self) -> Tower:
         """What runs the present module."""
+        if self.modality == "features":
+            width = int(self.model.config.widths[-1])
+            return FeatureTower(self.model, self._array_features, source=self.source, width=width)
         if self.part is None:
             return SentenceTower(self.model, self.modality, self.source)
         if self.modality == "image":
@@ -168,6 +174,33 @@ class Encoder(Subject):
 
     def _picture_features(self, inputs: dict[str, Tensor]) -> Tensor:
         return pool_picture(self.model(**inputs, return_dict=True), self.pooling)
+
+    def _array_features(self, features: Tensor) -> Tensor:
+        found: Tensor = self.model(features=features).pooler_output
+        return found.float()
+
+    def maps(self, inputs: dict[str, Tensor]) -> Tensor:
+        """[B, D, h, w] with gradient: the last feature map of an encoder of pictures, not pooled.
+
+        Raises:
+            ModelError: an encoder of texts or arrays, or one whose last hidden state is no square map.
+        """
+        if self.modality != "image" or self.part is None:
+            raise ModelError(
+                f"'{self.source}' has no map of the picture", "an encoder of pictures", "give another model"
+            )
+        found: Tensor = self.model(**self.tower.moved(inputs), return_dict=True).last_hidden_state.float()
+        if found.ndim == 4:
+            return found
+        side = math.isqrt(found.shape[1])  # of a vision transformer: the class token stands before the patches
+        extra = found.shape[1] - side * side
+        if extra == 0 and getattr(self.model.config, "model_type", "") in ("vit", "deit", "dinov2"):
+            side, extra = side - 1, found.shape[1] - (side - 1) ** 2
+        if side < 1 or extra > 2:
+            raise ModelError(f"'{self.source}': {found.shape[1]} hidden states", "a square map of patches",
+                             "give square pictures, or a convolutional encoder")  # fmt: skip
+        rows = found[:, extra:].transpose(1, 2)
+        return rows.reshape(*rows.shape[:2], side, side)
 
     @property
     def width(self) -> int:
@@ -199,7 +232,7 @@ class Encoder(Subject):
 
     def save_into(self, folder: Path) -> None:
         """Write weights, config and tokenizer or image processor in the library's own layout."""
-        if self.part is None:
+        if self.pooling == "own" and self.modality != "features":
             save_sentence_transformer(self.model, folder)
         else:
             super().save_into(folder)
@@ -259,10 +292,14 @@ def load_encoder(
     """
     from transformers import AutoModel
 
+    import efface.subjects.small_encoders  # noqa: F401  (registers them)
+
     text = str(source)
     check_dtype(dtype)
-    if modality not in (None, "image", "text"):
-        raise InputError(f"modality '{modality}'", "image or text", nearest(str(modality), get_args(Modality)))
+    if modality not in (None, *get_args(Modality)):
+        raise InputError(
+            f"modality '{modality}'", "image, text or features", nearest(str(modality), get_args(Modality))
+        )
     seen = glance(text, revision)
     if seen.kind == "dual-encoder":
         raise seen.refuse(text, "an encoder of texts or images")
@@ -270,10 +307,11 @@ def load_encoder(
     if seen.modules is not None:
         encoder = _sentence_encoder(text, seen, modality, pooling, dtype=dtype, **facts)
     else:
-        pictures = (modality or seen.modality) == "image"
-        look_before_loading(text, revision, tokenizer=not pictures, image_processor=pictures)
+        chosen = modality or seen.modality or "text"
+        pictures, arrays = chosen == "image", chosen == "features"
+        look_before_loading(text, revision, tokenizer=not (pictures or arrays), image_processor=pictures)
         place = place_of(text)
-        part = (load_image_processor if pictures else load_tokenizer)(text, place, facts, WHAT)
+        part = None if arrays else (load_image_processor if pictures else load_tokenizer)(text, place, facts, WHAT)
         with reading_weights(text, WHAT):
             model, info = AutoModel.from_pretrained(
                 place, dtype=dtype, device_map=one_device(), use_safetensors=True, output_loading_info=True,
@@ -281,13 +319,13 @@ def load_encoder(
             )  # fmt: skip
         if refuse_incomplete(text, info, optional="pooler."):  # of a checkpoint with another head: never random weights
             model.pooler = None
-        wanted = "pixel_values" if pictures else "input_ids"
+        wanted = {"image": "pixel_values", "features": "features"}.get(chosen, "input_ids")
         if model.main_input_name != wanted or getattr(model.config, "is_encoder_decoder", False):
             what = f"a model of type '{seen.model_type}' ({type(model).__name__})"
-            raise ModelError(f"'{text}' is {what}", f"an encoder of {'images' if pictures else 'texts'}",
+            raise ModelError(f"'{text}' is {what}", f"an encoder of {'arrays' if arrays else 'images' if pictures else 'texts'}",
                              "use another model, or the other modality")  # fmt: skip
         encoder = Encoder(
-            model.eval(), part, modality="image" if pictures else "text", pooling=pooling or seen.pooling, source=text,
+            model.eval(), part, modality=chosen, pooling=pooling or seen.pooling, source=text,
             **facts,
         )  # fmt: skip
     if check_values:

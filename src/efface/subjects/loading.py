@@ -207,6 +207,10 @@ def one_device() -> Any:
     return {"": 0} if torch.cuda.is_available() else None
 
 
+OWN = {"efface_conv": "image", "efface_vector": "features"}
+"""Model types of `small_encoders`, and what they take."""
+
+
 # -- what is it? -------------------------------------------------------------------------------------------------------
 
 
@@ -287,6 +291,8 @@ def glance(source: str, revision: str | None = None) -> Glance:
     head = str((config.get("architectures") or [""])[0])
     causal, texts, images = _names()
     stored = config.get("efface_pooling")
+    if model_type in OWN:
+        return Glance("encoder", model_type, OWN[model_type], pooling=stored)
     if model_type in DUAL:
         return Glance("dual-encoder", model_type)
     if head.endswith(("ForCausalLM", "LMHeadModel")) and stored is None:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from efface.data.items import open_picture
 from efface.errors import InputError, ModelError
 from efface.run.progress import track
 
-Modality = Literal["image", "text"]
+Modality = Literal["image", "text", "features"]
 
 
 def check_texts(items: Sequence[Any]) -> list[str]:
@@ -53,12 +54,27 @@ def check_pictures(items: Sequence[Any]) -> list[Any]:
     return found
 
 
+def check_arrays(items: Sequence[Any]) -> Tensor:
+    """The items as one float32 tensor [B, ...].
+
+    Raises:
+        InputError: an item that is no array of numbers, or arrays of several shapes.
+    """
+    try:
+        found = torch.from_numpy(np.stack([np.asarray(item, dtype=np.float32) for item in items]))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"items for the feature tower: {error}", "arrays of numbers of one shape") from error
+    if found.ndim < 2 or not bool(torch.isfinite(found).all()):
+        raise InputError(f"features of shape {list(found.shape)}, or NaN or infinity among them", "finite rows [D]")
+    return found
+
+
 class Tower(ABC):
     """One modality of a model.
 
     Args:
         module: the torch module that is switched to evaluation mode while embedding.
-        modality: `image` or `text`.
+        modality: `image`, `text` or `features` (arrays).
         source: what to call the model in an error.
     """
 
@@ -112,6 +128,14 @@ class Tower(ABC):
     def image_processor(self) -> Any:
         """The PIL image processor, None for texts."""
         return None
+
+    def moved(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The inputs on the module's device, real ones in its type."""
+        dtype = next(self.module.parameters()).dtype
+        return {
+            name: tensor.to(self.device, dtype) if tensor.is_floating_point() else tensor.to(self.device)
+            for name, tensor in inputs.items()
+        }
 
     def embed(self, items: Sequence[Any], batch_size: int = 64, *, label: str = "embed") -> Tensor:
         """Embed items without gradient in evaluation mode; the former mode comes back.
@@ -208,6 +232,27 @@ class TextTower(Tower):
         return self.run({name: tensor.to(self.device) for name, tensor in inputs.items()})
 
 
+class FeatureTower(Tower):
+    """A function from arrays to vectors.
+
+    Args:
+        run: (features [B, ...] on the device) -> [B, D].
+        width: D.
+    """
+
+    def __init__(self, module: Any, run: Callable[[Tensor], Tensor], *, source: str, width: int) -> None:
+        super().__init__(module, "features", source)
+        self.run, self._width = run, width
+
+    def prepare(self, items: Sequence[Any]) -> dict[str, Tensor]:
+        """`features` [B, ...] float32."""
+        return {"features": check_arrays(items)}
+
+    def features(self, inputs: dict[str, Tensor]) -> Tensor:
+        """[B, D] with gradient, not normalised."""
+        return self.run(inputs["features"].to(self.device, next(self.module.parameters()).dtype))
+
+
 class ImageTower(Tower):
     """A PIL image processor and a function from pixels to vectors."""
 
@@ -229,12 +274,7 @@ class ImageTower(Tower):
 
     def features(self, inputs: dict[str, Tensor]) -> Tensor:
         """[B, D] with gradient, not normalised."""
-        dtype = next(self.module.parameters()).dtype
-        moved = {
-            name: tensor.to(self.device, dtype) if tensor.is_floating_point() else tensor.to(self.device)
-            for name, tensor in inputs.items()
-        }
-        return self.run(moved)
+        return self.run(self.moved(inputs))
 
 
 def longest(tokenizer: Any, config: Any) -> int:

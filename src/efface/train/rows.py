@@ -25,15 +25,18 @@ class RowSchedule(Dataset[tuple[int, int]]):
         keys: [n] where given, a batch holds no key twice as far as the data allow: a row whose key is there already
             waits for the next batch.
         world: number of processes, which share a batch evenly.
+        groups: [n] where given, every batch (and every process's share of it) holds equally many rows of each group; the
+            rows of a smaller group come more often.
 
     Raises:
-        InputError: fewer than two rows: nothing to contrast with.
-        ConfigError: the batch does not split evenly over the processes.
+        InputError: fewer than two rows: nothing to contrast with; a group of fewer rows than a batch needs of it.
+        ConfigError: the batch does not split evenly over the processes, or over processes and groups.
     """
 
     def __init__(
-        self, n: int, *, epochs: float, batch_size: int, seed: int, keys: Sequence[int] | None = None, world: int = 1
-    ) -> None:
+        self, n: int, *, epochs: float, batch_size: int, seed: int, keys: Sequence[int] | None = None, world: int = 1,
+        groups: Sequence[int] | None = None,
+    ) -> None:  # fmt: skip
         if n < 2:
             raise InputError(f"{n} rows to learn from", "at least two: a contrast needs another one", "give more data")
         self.batch_size = min(batch_size, n) // world * world
@@ -41,9 +44,35 @@ class RowSchedule(Dataset[tuple[int, int]]):
             raise ConfigError(f"batch_size={batch_size} on {world} processes", f"a multiple of {world}, at least 2")
         self.length = max(1, round(epochs * n / self.batch_size)) * self.batch_size
         rng = np.random.default_rng(np.random.SeedSequence([seed, 0x0EFFACE]))
+        if groups is not None:
+            self.plan = self._even(groups, world, rng)
+            return
         rounds = [rng.permutation(n).tolist() for _ in range(-(-self.length // n))]
         order = self._joined(rounds) if keys is None else [row for part in rounds for row in part]
         self.plan = order[: self.length] if keys is None else self._spread(order, keys)
+
+    def _even(self, groups: Sequence[int], world: int, rng: np.random.Generator) -> list[int]:
+        """Equal shares of every group, in each process's part of each batch."""
+        marks = np.asarray(groups)
+        names = np.unique(marks)
+        share = self.batch_size // (len(names) * world)
+        if share < 1 or share * len(names) * world != self.batch_size:
+            raise ConfigError(
+                f"batch_size={self.batch_size} for {len(names)} groups on {world} processes",
+                f"a multiple of {len(names) * world}",
+            )  # fmt: skip
+        batches = self.length // self.batch_size
+        parts = []
+        for name in names:
+            rows = np.flatnonzero(marks == name)
+            if len(rows) < share * world:
+                raise InputError(
+                    f"{len(rows)} rows of group {name}", f"{share * world}, which a batch holds", "give more"
+                )
+            each = len(rows) // (share * world)  # whole batches of one permutation: no row twice in a batch
+            rounds = [rng.permutation(rows)[: each * share * world] for _ in range(-(-batches // each))]
+            parts.append(np.concatenate(rounds)[: batches * share * world].reshape(batches * world, share))
+        return [int(row) for row in np.concatenate(parts, axis=1).reshape(-1)]
 
     def _joined(self, rounds: list[list[int]]) -> list[int]:
         """One permutation after another; a batch that reaches into the next one takes rows that it has not got yet."""
