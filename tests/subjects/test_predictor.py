@@ -22,6 +22,7 @@ from efface.subjects.factory import FactoryForm, ImageForm
 from efface.subjects.loading import glance
 from efface.subjects.networks import conv, mlp
 from efface.subjects.predictor import Predictor, load_predictor
+from efface.train.gradient_stats import answer_gradients
 
 MLP = "efface.subjects.networks:mlp"
 
@@ -194,14 +195,17 @@ def test_a_regressor_of_transformers(tmp_path: Path) -> None:
         Predictor(tiny_bert(3, problem_type="multi_label_classification"), tiny_tokenizer())
 
 
-def test_an_image_classifier_of_transformers(tmp_path: Path) -> None:
+def small_vit() -> Predictor:
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
     torch.manual_seed(0)
     config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=8,
                        patch_size=4, num_labels=3)  # fmt: skip
-    part = ViTImageProcessorPil(size={"height": 8, "width": 8})
-    model = Predictor(ViTForImageClassification(config).eval(), part)
+    return Predictor(ViTForImageClassification(config).eval(), ViTImageProcessorPil(size={"height": 8, "width": 8}))
+
+
+def test_an_image_classifier_of_transformers(tmp_path: Path) -> None:
+    model = small_vit()
     np.savez(tmp_path / "a.npz", images=np.random.default_rng(0).integers(0, 255, (6, 8, 8, 3), dtype=np.uint8),
              labels=np.arange(6) % 3)  # fmt: skip
     data = read_labelled(tmp_path / "a.npz")
@@ -227,4 +231,46 @@ def test_pictures_for_a_factory(tmp_path: Path) -> None:
 def test_networks_have_the_sizes_they_say() -> None:
     assert mlp(6, 2, [4, 3], dropout=0.1)(torch.zeros(2, 2, 3)).shape == (2, 2)
     assert conv(1, 8, 10, norm=True)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    for hidden in ([], ()):
+        linear = mlp(4, 2, hidden)
+        assert [type(layer) for layer in linear] == [nn.Flatten, nn.Linear], "no hidden layer: a linear model"
+        assert linear(torch.zeros(3, 4)).shape == (3, 2)
     assert conv(3, [12, 8], 4, [4, 5, 6])(torch.zeros(2, 3, 12, 8)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kind", ["arrays", "pictures", "checkpoint"])
+def test_a_model_in_half_precision_takes_inputs_in_its_precision(kind: str, dtype: str, tmp_path: Path) -> None:
+    if kind == "arrays":
+        data, made = rows(), small(hidden=[])
+    else:
+        images = np.random.default_rng(0).integers(0, 255, (6, 8, 8, 3), dtype=np.uint8)
+        np.savez(tmp_path / "a.npz", images=images, labels=np.arange(6) % 3)
+        data = read_labelled(tmp_path / "a.npz")
+        if kind == "pictures":
+            made = new_model(ClassifierConfig(image=ImageForm(height=8, width=8)), data)
+        else:
+            made = small_vit()
+    made.save(tmp_path / "model")
+    full, half = (load_predictor(tmp_path / "model", dtype=name) for name in ("float32", dtype))
+    assert half.dtype == getattr(torch, dtype)
+    batch = half.batch(half.encode_rows(data))
+    assert isinstance(batch["inputs"], dict)
+    assert {tensor.dtype for tensor in batch["inputs"].values()} == {half.dtype}
+    said = half.read(half.encode_rows(data))[1]
+    assert said.dtype == torch.float32
+    assert torch.allclose(said, full.read(full.encode_rows(data))[1], atol=0.05)
+    squares = answer_gradients(half, half.encode_rows(data), power=2, per="sample", cache=False)
+    exact = answer_gradients(full, full.encode_rows(data), power=2, per="sample", cache=False)
+    assert squares.mean() == pytest.approx(exact.mean(), rel=0.1)
+    assert answer_logits(half.model, batch).logits.dtype == torch.float32
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_target_that_is_no_number_is_refused(bad: float) -> None:
+    form = FactoryForm(factory=MLP, arguments={"inputs": 4, "outputs": 1, "hidden": []}, task="regression")
+    subject = Predictor(form.build().eval(), form=form)
+    data = rows(4).remove_columns("label").add_column("target", [1.0, 2.0, bad, 3.0])  # type: ignore[call-arg]
+    with pytest.raises(RequestError, match=r"forget row 2, column 'target': -?(nan|inf)"):
+        subject.encode_rows(data, name="forget")
+    assert len(subject.encode_rows(data.select([0, 1, 3]))) == 3

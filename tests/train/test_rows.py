@@ -58,3 +58,31 @@ def test_bad_sizes() -> None:
     with pytest.raises(ConfigError, match="batch_size=5 on 2 processes"):
         RowSchedule(20, epochs=1, batch_size=5, seed=0, world=2)
     assert RowSchedule(7, epochs=1, batch_size=100, seed=0, world=2).batch_size == 6
+
+
+def test_groups_share_every_batch_evenly() -> None:
+    marks = [0] * 40 + [1] * 7
+    schedule = RowSchedule(47, epochs=3, batch_size=8, seed=0, groups=marks)
+    assert schedule.steps == round(3 * 47 / 8)
+    for start in range(0, len(schedule), 8):
+        rows = [schedule[i][0] for i in range(start, start + 8)]
+        assert sum(marks[row] for row in rows) == 4
+        assert len(set(rows)) == 8
+    seen = {schedule[i][0] for i in range(len(schedule))}
+    assert seen >= set(range(40, 47))
+    assert RowSchedule(47, epochs=3, batch_size=8, seed=0, groups=marks).plan == schedule.plan
+    assert RowSchedule(47, epochs=3, batch_size=8, seed=1, groups=marks).plan != schedule.plan
+
+
+def test_groups_share_each_processes_part() -> None:
+    marks = [0, 1] * 20
+    plan = RowSchedule(40, epochs=2, batch_size=8, seed=0, groups=marks, world=2).plan
+    for start in range(0, len(plan), 4):
+        assert sum(marks[row] for row in plan[start : start + 4]) == 2
+
+
+def test_groups_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ConfigError, match="a multiple of 3"):
+        RowSchedule(30, epochs=1, batch_size=8, seed=0, groups=[0, 1, 2] * 10)
+    with pytest.raises(InputError, match="2 rows of group 1"):
+        RowSchedule(30, epochs=1, batch_size=8, seed=0, groups=[0] * 28 + [1] * 2)

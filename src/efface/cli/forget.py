@@ -40,7 +40,7 @@ def read_request(given: dict[str, Any], kind: str = "causal-lm") -> Any:
     if given.get("data"):  # a selection of one set: the rest is kept
         data, chosen = (
             given["data"],
-            str(v.need(given, "forget", "what to forget of --data, as class=..., identity=...")),
+            str(v.need(given, "forget", "what to forget of --data, as class=..., target=LOW:HIGH, identity=...")),
         )
         given = {**given, "forget": f"{data}#{chosen}", "retain": given.get("retain") or f"{data}#!{chosen}"}
 
@@ -84,8 +84,8 @@ def forget(
     model: str | None = typer.Option(None, help="Hub id or folder (safetensors)."),
     data: str | None = typer.Option(
         None,
-        help="For a classifier or regressor: all training rows; --forget then says which (class=3, identity=ann, "
-        "random=0.1:0, ids=FILE) and the rest is kept.",
+        help="For a classifier or regressor: all training rows; --forget then says which (class=3, target=0:30, "
+        "identity=ann, random=0.1:0, ids=FILE) and the rest is kept.",
     ),
     forget: str | None = typer.Option(None, help=f"Rows to forget: {REQUEST_HELP}."),
     retain: str | None = typer.Option(None, help="Rows to keep."),

@@ -1,4 +1,4 @@
-"""efface report RUN [RUN ...] [--out FOLDER]"""
+"""efface report RUN [RUN ...] [--out FOLDER]; of a folder that `efface learn` made, its curves and its map"""
 
 from __future__ import annotations
 
@@ -29,6 +29,16 @@ def report(
     if len(runs) > 1 and out is None:
         raise ConfigError("several runs without --out", "a folder for the comparison", "give --out FOLDER")
     folder = out or runs[0]
+    if len(runs) == 1:
+        from efface.report.learning import is_learning, write_learning
+
+        if is_learning(folder) and not (folder / "run.json").exists():
+            page = write_learning(folder)
+            if json_output:
+                v.emit({"report": str(page)})
+            else:
+                v.tell(f"report: {page}")
+            return 0
     labels = None if len(runs) == 1 else _labels(runs)
     data = gather(
         runs, title=title or ("What was forgotten, and how sure we are" if len(runs) == 1 else "Methods side by side"), story="",

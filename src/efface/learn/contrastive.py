@@ -22,7 +22,7 @@ from efface.learn.starts import new_dual_encoder, new_encoder
 from efface.learn.watch import Rows, Watch
 from efface.run.cost import Cost, measure_cost
 from efface.run.digests import digest_value
-from efface.run.files import make_folder
+from efface.run.files import make_folder, write_json
 from efface.subjects.dual_encoder import DualEncoder
 from efface.subjects.encoder import Encoder
 from efface.subjects.load import load
@@ -30,6 +30,8 @@ from efface.train.engine import first_process, isolated_rng, train, world_size
 from efface.train.rows import RowSchedule
 
 ContrastiveSubject = Encoder | DualEncoder
+MAP = "map.json"
+"""The embedding in two dimensions, beside the model."""
 
 
 def items_digest(data: Dataset) -> str:
@@ -152,7 +154,7 @@ def learn(
         settings["test"] = items_digest(test)
     if model is not None:
         check_kind(recipe, model)
-    trained: list[LearnModule] = []
+    trained: list[Fitted] = []
 
     def reload() -> ContrastiveSubject:
         return check_kind(recipe, load(out))
@@ -160,11 +162,13 @@ def learn(
     def fit_into(work: Path) -> tuple[ContrastiveSubject, dict[str, Any], Cost]:
         subject = start_model(recipe, config, data) if model is None else model
         found = fit(recipe, subject, data, config, work=work, test=test, label=label)
-        trained.append(found.module)
+        trained.append(found)
         return subject, {"final_loss": found.values[-1]["loss"], **found.facts}, found.cost
 
     def beside(folder: Path) -> None:
-        trained[0].save_beside(folder)
+        trained[0].module.save_beside(folder)
+        if trained[0].plane is not None:
+            write_json(folder / MAP, trained[0].plane)
 
     return learn_into(out, settings, load=reload, fit=fit_into, beside=beside)
 
@@ -178,12 +182,14 @@ class Fitted:
         facts: for the record.
         cost: seconds and peak memory.
         module: what was trained, with all that the recipe keeps beside the encoder.
+        plane: the embedding in two dimensions, where it was looked at.
     """
 
     values: list[dict[str, float]]
     facts: dict[str, Any]
     cost: Cost
     module: LearnModule
+    plane: dict[str, Any] | None = None
 
 
 def fit(
@@ -204,7 +210,7 @@ def fit(
     batches = Batches(
         recipe.takes, towers, columns, seed=config.seed, draws=recipe.views_of(config), text_views=config.text_views,
         feature_views=config.feature_views, marks={
-            "labels": labels if recipe.takes == "labelled" else None,
+            "labels": labels if recipe.takes == "labelled" or getattr(config, "oracle_labels", False) else None,
             "targets": targets if recipe.takes == "targets" else None,
             "ids": torch.tensor(numbers) if config.unique_ids or recipe.momentum else None,
             "weights": recipe.weights(data, config) if recipe.weights is not None else None, "groups": groups,
@@ -249,7 +255,7 @@ def fit(
         facts["final_scale"] = log.values[-1]["scale"]
     if watch is not None:
         facts |= {"curves": watch.points, "warnings": watch.warnings}
-    return Fitted(log.values, facts, cost, model)
+    return Fitted(log.values, facts, cost, model, None if watch is None else watch.plane())
 
 
 def thinned(values: Sequence[dict[str, float]], points: int = 200) -> list[list[float]]:
@@ -260,7 +266,7 @@ def thinned(values: Sequence[dict[str, float]], points: int = 200) -> list[list[
 
 
 def _build_contrastive(recipe: Recipe) -> Any:
-    return lambda subject, config, lesson: ContrastiveModel(subject, recipe, config)
+    return lambda subject, config, lesson: ContrastiveModel(subject, recipe, config, lesson)
 
 
 def _classes(data: Dataset, labels: torch.Tensor | None) -> tuple[str, ...] | None:

@@ -35,22 +35,28 @@ def knn_score(known: Tensor, labels: Tensor, unseen: Tensor, truth: Tensor, k: i
     return float(model.score(unseen.numpy(), truth.numpy()))
 
 
+def standardised(known: Tensor, unseen: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Both by the mean and deviation of the known rows."""
+    mean, spread = known.mean(0), known.std(0).clamp(min=1e-6)
+    return ((known - mean) / spread).numpy(), ((unseen - mean) / spread).numpy()
+
+
 def probe_score(known: Tensor, labels: Tensor, unseen: Tensor, truth: Tensor) -> float:
     """Accuracy of a logistic regression (C = 10) on standardised features; the constant answer for one class."""
     if bool((labels == labels[0]).all()):
         return float((truth == labels[0]).float().mean())
-    mean, spread = known.mean(0), known.std(0).clamp(min=1e-6)
+    a, b = standardised(known, unseen)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the solver may stop before its end
-        model = LogisticRegression(C=10, max_iter=300).fit(((known - mean) / spread).numpy(), labels.numpy())
-    return float(model.score(((unseen - mean) / spread).numpy(), truth.numpy()))
+        model = LogisticRegression(C=10, max_iter=300).fit(a, labels.numpy())
+    return float(model.score(b, truth.numpy()))
 
 
 def ridge_errors(known: Tensor, targets: Tensor, unseen: Tensor, truth: Tensor) -> np.ndarray:
     """[n] absolute errors of a ridge regression, its penalty chosen by leave-one-out among 1e-4 to 1e4."""
-    mean, spread = known.mean(0), known.std(0).clamp(min=1e-6)
-    model = RidgeCV(alphas=np.logspace(-4, 4, 17)).fit(((known - mean) / spread).numpy(), targets.numpy())
-    found: np.ndarray = np.abs(model.predict(((unseen - mean) / spread).numpy()) - truth.numpy())
+    a, b = standardised(known, unseen)
+    model = RidgeCV(alphas=np.logspace(-4, 4, 17)).fit(a, targets.numpy())
+    found: np.ndarray = np.abs(model.predict(b) - truth.numpy())
     return found
 
 
@@ -146,6 +152,21 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         first, second = torch.arange(half), torch.arange(half, len(z))
         parts: Any = Part(self.rows, first), Part(self.rows, second)
         return found | read_off(z[first], parts[0], z[second], parts[1])
+
+    def plane(self) -> dict[str, Any]:
+        """The draw in two principal components: points in [-1, 1], classes, share of the variance."""
+        z = self.embed(self.rows.items).double()
+        z = z - z.mean(0)
+        _, values, directions = torch.linalg.svd(z, full_matrices=False)
+        flat = z @ directions[:2].T
+        points = (flat / flat.abs().max().clamp(min=1e-12)).tolist()
+        total = float((values**2).sum())
+        marks = self.rows.labels if self.rows.labels is not None else self.rows.targets
+        return {
+            "points": [[round(x, 4), round(y, 4)] for x, y in points],
+            "explained": float((values[:2] ** 2).sum()) / total if total else 1.0,
+            "marks": None if marks is None else marks.tolist(), "classes": self.rows.labels is not None,
+        }  # fmt: skip
 
     @property
     def warnings(self) -> list[str]:

@@ -22,6 +22,7 @@ from efface.subjects.loading import (
     glance,
     load_image_processor,
     load_tokenizer,
+    look_at_place,
     look_before_loading,
     one_device,
     place_of,
@@ -304,6 +305,12 @@ def load_encoder(
     if seen.kind == "dual-encoder":
         raise seen.refuse(text, "an encoder of texts or images")
     facts: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if seen.model_type == "ensemble":
+        from efface.subjects.ensemble import load_ensemble
+
+        look_at_place(text, revision)
+        return load_ensemble(text, pooling=pooling, modality=modality, dtype=dtype, check_values=check_values,
+                             trust_remote_code=trust_remote_code)  # fmt: skip
     if seen.modules is not None:
         encoder = _sentence_encoder(text, seen, modality, pooling, dtype=dtype, **facts)
     else:

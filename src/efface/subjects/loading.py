@@ -210,6 +210,9 @@ def one_device() -> Any:
 OWN = {"efface_conv": "image", "efface_vector": "features"}
 """Model types of `small_encoders`, and what they take."""
 
+ENSEMBLE = "ensemble.json"
+"""In the folder of an ensemble: its modality and the names of its parts."""
+
 
 # -- what is it? -------------------------------------------------------------------------------------------------------
 
@@ -284,6 +287,9 @@ def glance(source: str, revision: str | None = None) -> Glance:
     if isinstance(form, dict) and "factory" in form:
         kind = "regressor" if form.get("task") == "regression" else "classifier"
         return Glance(kind, str(form["factory"]), str(form.get("modality", "features")))
+    several = read_config(place, ENSEMBLE) if Path(place).is_dir() else None
+    if isinstance(several, dict):
+        return Glance("encoder", "ensemble", str(several.get("modality", "image")))
     config = read_config(place, "config.json", revision)
     if not isinstance(config, dict):
         return Glance(None)

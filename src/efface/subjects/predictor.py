@@ -8,6 +8,7 @@ last linear layer with as many outputs as there are classes; what goes into it a
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -158,7 +159,11 @@ class Predictor(Subject):
         return [Sample(maker(i), target, key) for i, (target, key) in enumerate(zip(targets, keys, strict=True))]
 
     def targets(self, data: Dataset, name: str = "data") -> list[Any]:
-        """Class indices or numbers of labelled rows; see `encode_rows`."""
+        """Class indices or numbers of labelled rows; see `encode_rows`.
+
+        Raises:
+            RequestError: as `encode_rows`; a target that is NaN or infinite.
+        """
         if not is_labelled(data):
             raise RequestError(
                 f"the {name} set has the columns {', '.join(data.column_names)}", f"labelled rows, for a {self.kind}",
@@ -169,7 +174,13 @@ class Predictor(Subject):
                 raise RequestError(
                     f"the {name} set has classes, '{self.source}' predicts a number", "a column 'target'"
                 )
-            return [float(value) for value in data.select_columns(["target"])[:]["target"]]
+            numbers = [float(value) for value in data.select_columns(["target"])[:]["target"]]
+            for index, number in enumerate(numbers):
+                if not math.isfinite(number):
+                    raise RequestError(
+                        f"{name} row {index}, column 'target': {number}", "a finite number", "mend the row"
+                    )
+            return numbers
         if "label" not in data.column_names:
             raise RequestError(f"the {name} set has numbers, '{self.source}' predicts classes", "a column 'label'")
         feature = data.features["label"]
@@ -193,8 +204,12 @@ class Predictor(Subject):
         return found
 
     def batch(self, rows: Sequence[Sample]) -> dict[str, Inputs | Tensor]:
-        """Tensors of samples, where the model is; see `collate_samples`."""
-        return to_device(collate_samples(rows, self.pad_id), self.device)
+        """Tensors of samples, where the model is and numbers in its precision; see `collate_samples`."""
+        made = to_device(collate_samples(rows, self.pad_id), self.device)
+        inputs = made["inputs"]
+        assert isinstance(inputs, dict)
+        own = {name: part.to(self.dtype) if part.is_floating_point() else part for name, part in inputs.items()}
+        return {**made, "inputs": own}
 
     # -- running --------------------------------------------------------------------------------------------------
 

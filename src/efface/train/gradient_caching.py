@@ -79,16 +79,19 @@ def cached(encode: Encode, inputs: dict[str, Tensor], chunk: int | None) -> Tens
     return torch.cat(parts)
 
 
-def refuse_batch_norm(module: nn.Module) -> None:
+def refuse_batch_norm(module: nn.Module, *, training: bool = False) -> None:
     """Refuse an encoder whose chunks would not be independent, or that a second forward pass would change.
+
+    Args:
+        training: as if the module were in training mode, in which it is not yet.
 
     Raises:
         ConfigError: batch normalisation that uses the statistics of its batch, or instance normalisation that updates
             running ones.
     """
     for name, part in module.named_modules():
-        batch = isinstance(part, _BatchNorm) and (part.training or part.running_mean is None)
-        instance = isinstance(part, _InstanceNorm) and part.training and part.track_running_stats
+        batch = isinstance(part, _BatchNorm) and (part.training or training or part.running_mean is None)
+        instance = isinstance(part, _InstanceNorm) and (part.training or training) and part.track_running_stats
         if batch or instance:
             raise ConfigError(
                 f"gradient caching of an encoder with {type(part).__name__} in training mode (module '{name}')",

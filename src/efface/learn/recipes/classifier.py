@@ -19,7 +19,9 @@ from efface.errors import ConfigError, RequestError
 from efface.learn.folder import learn_into
 from efface.run.cost import Cost, measure_cost
 from efface.run.files import make_folder
+from efface.subjects.encoder import Encoder
 from efface.subjects.factory import FactoryForm, ImageForm
+from efface.subjects.headed import with_head
 from efface.subjects.predictor import Predictor, load_predictor
 from efface.train.config import TrainConfig
 from efface.train.engine import isolated_rng, train
@@ -100,6 +102,13 @@ def new_model(config: ClassifierConfig, data: Dataset) -> Predictor:
     return Predictor(module.eval(), form=form, source="from scratch")
 
 
+def on_encoder(encoder: Encoder, config: ClassifierConfig, data: Dataset) -> Predictor:
+    """The encoder's weights with a new head for these rows."""
+    numbers = "target" in data.column_names
+    with isolated_rng(config.seed):
+        return with_head(encoder, () if numbers else _labels(data), "regression" if numbers else "classification")
+
+
 def _product(shape: Sequence[int]) -> int:
     found = 1
     for side in shape:
@@ -140,7 +149,8 @@ def fit(
 
 
 def learn(
-    data: Sequence[Dataset], out: Path, config: ClassifierConfig, *, model: Predictor | None = None, prompt: Any = None,
+    data: Sequence[Dataset], out: Path, config: ClassifierConfig, *, model: Predictor | Encoder | None = None,
+    prompt: Any = None,
     tokenizer_data: Sequence[Dataset] = (), label: str = "train",
 ) -> Predictor:  # fmt: skip
     """Train and save a model; a killed run goes on where it was, a finished one is loaded.
@@ -148,7 +158,7 @@ def learn(
     Args:
         data: labelled sets, joined.
         out: the model folder.
-        model: what to fine-tune; None builds a model from scratch.
+        model: what to fine-tune; an encoder gets a new linear head; None builds a model from scratch.
 
     Raises:
         ConfigError: a prompt or tokenizer data.
@@ -165,7 +175,9 @@ def learn(
     }  # fmt: skip
 
     def fit_into(work: Path) -> tuple[Predictor, dict[str, Any], Cost]:
-        subject = model or new_model(config, joined)
+        subject = (
+            on_encoder(model, config, joined) if isinstance(model, Encoder) else model or new_model(config, joined)
+        )
         values, cost = fit(subject, joined, config, work=work, label=label)
         return subject, {"final_nll": values[-1]["nll"] if values else None}, cost
 
