@@ -1,4 +1,6 @@
-"""Mean squared gradients of single rows: many at once (vmap) against one row at a time, in one run; prints the ratio.
+"""Mean squared gradients of single rows: many at once against one row at a time, in one run; prints the ratio.
+
+At once: linear layers by sums of outer products, all other weights by vmap.
 
 The one-row loop is what published code for Fisher information, influence and per-sample dampening does: a forward and a
 backward pass for a batch of one row, and a sum of squares for every parameter. Both sides give the same numbers; the script
@@ -101,7 +103,7 @@ def main() -> None:
         off = max(float((fast[key] - slow[key]).abs().max() / slow[key].abs().max()) for key in slow)
         assert off < 1e-4, "both sides must give the same numbers"
         a, b = (min(seconds[side]) for side in ("slow", "fast"))
-        entries.append({"network": name, "weights": subject.n_parameters, "loop_s": a, "vmap_s": b, "ratio": a / b})
+        entries.append({"network": name, "weights": subject.n_parameters, "loop_s": a, "at_once_s": b, "ratio": a / b})
         print(f"| {name} | {subject.n_parameters:,} | {a:.3f} | {b:.3f} | {a / b:.1f} | {off:.0e} |", flush=True)
     if arguments.json:
         settings = {

@@ -47,7 +47,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.rows, self.seconds = 0, 0.0
-        inner, importance = gradient_stats._stacked, ssd.importance
+        inner, importance = gradient_stats.stacked, ssd.importance
 
         def stacked(subject: Any, rows: Sequence[Any]) -> Any:
             self.rows += len(rows)
@@ -59,7 +59,7 @@ class Watch:
             self.seconds += time.perf_counter() - start
             return found
 
-        gradient_stats._stacked = stacked
+        gradient_stats.stacked = stacked
         ssd.importance = timed  # type: ignore[assignment]
 
 

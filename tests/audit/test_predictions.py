@@ -12,13 +12,16 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "forget"))
 from predictor_worlds import heaps, predictor, request_of
 
+from efface.audit.attacks.predictor_relearning import RelearnTimeConfig, aim, relearn_time
 from efface.audit.attacks.relearning import RelearningConfig, relearn
 from efface.audit.embedding import embedding_maps, plane
 from efface.audit.evidence import AuditConfig, Evidence
 from efface.audit.folder import audit
+from efface.audit.metrics.regression import loss_attack
 from efface.audit.predictions import Predictions, observe_predictions, predictions_of
 from efface.audit.predictor_run import check_predictor_suites
 from efface.audit.verdict import conclude
+from efface.data.request import Request
 from efface.errors import ConfigError, ModelError, RequestError, StorageError
 from efface.lab.unlearn import forgotten
 from efface.run.cost import Cost
@@ -142,6 +145,56 @@ def test_a_regressor_is_audited_by_its_errors() -> None:
     paired = np.abs(table_of(models[0], request.forget) - table_of(models[2], request.forget)).mean()
     assert np.isclose(by_name["regressor/paired"].unlearned.value, paired, atol=1e-6)  # type: ignore[union-attr]
     assert by_name["regressor/w1"].unlearned.value <= paired + 1e-9  # type: ignore[union-attr]
+    sides = [predictions_of(models[0], data) for data in (request.retain, request.holdout, request.forget)]
+    own = loss_attack(*sides)
+    member, auc = by_name["regressor/mia"], by_name["regressor/mia_own_auc"]
+    assert member.unlearned == member.original == own.member, "the two models are one"
+    assert auc.unlearned == own.own_auc
+    assert member.retrained == loss_attack(*(predictions_of(models[2], data) for data in
+                                             (request.retain, request.holdout, request.forget))).member  # fmt: skip
+    assert member.verdict in ("holds", "does not hold")
+    few = Request(forget=request.forget, retain=request.retain, holdout=request.holdout.select(range(9)))  # type: ignore[union-attr]
+    by_name = {finding.metric: finding for finding in audit(models[0], few, suite=("accuracy",)).findings}
+    assert by_name["regressor/mia"].verdict == "not measured"
+    assert "10 or more" in by_name["regressor/mia"].reason
+
+
+def test_the_relearning_suite_counts_steps_to_the_originals_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of every model by the same aim; a model whose class is hidden by one bias is back at once, a retrained one is not."""
+    monkeypatch.setenv("EFFACE_CACHE", str(tmp_path))
+    request, original, hidden, retrained = request_of("class"), predictor(), predictor(), predictor()
+    with torch.no_grad():
+        hidden.head.bias[1] -= 20
+        retrained.head.bias[1] -= 20
+        retrained.head.weight[1] = 0  # and nothing speaks for the class
+    for model in (hidden, retrained):
+        model.changed()
+    fast = {"learning_rate": 1.0, "optimizer": "sgd", "batch_size": 20, "epochs": 10}
+    digests = [model.digest for model in (original, hidden, retrained)]
+    conclusion = audit(
+        hidden, request, original=original, against=retrained, suite=("relearning",), relearn_time=fast,
+        relearning={"max_steps": 5},
+    )  # fmt: skip
+    assert digests == [model.digest for model in (original, hidden, retrained)]
+    by_name = {finding.metric: finding for finding in conclusion.findings}
+    steps, ain = by_name["robustness/relearn_steps"], by_name["robustness/anamnesis"]
+    config = RelearnTimeConfig(**fast)
+    bound = aim(original, request, config)
+    own, other = (relearn_time(model, request, bound, config, cache=tmp_path / "x") for model in (hidden, retrained))
+    assert steps.original is not None
+    assert steps.original.value == 0, "the original is where it is to be"
+    assert own["reached"]
+    assert other["reached"]
+    assert steps.unlearned.value == own["steps"] > 0  # type: ignore[union-attr]
+    assert steps.retrained.value == other["steps"]  # type: ignore[union-attr]
+    assert ain.unlearned.value == own["steps"] / other["steps"]  # type: ignore[union-attr]
+    assert ain.verdict in ("holds", "does not hold")
+    alone = audit(hidden, request, original=original, suite=("relearning",), relearning={"max_steps": 5})
+    missing = {finding.metric: finding for finding in alone.findings}["robustness/anamnesis"]
+    assert missing.verdict == "not measured"
+    assert "--against" in missing.reason
 
 
 def table_of(model: object, data: object) -> np.ndarray:

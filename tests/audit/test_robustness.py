@@ -7,7 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from efface.audit.benchmarks.robustness import curves, quantisation_findings, relearning_findings
+from efface.audit.benchmarks.robustness import (
+    curves,
+    predictor_relearning_findings,
+    quantisation_findings,
+    relearn_time_findings,
+    relearning_findings,
+)
 from efface.audit.evidence import AuditConfig, Evidence
 from efface.audit.table import ScoreTable, build_scores
 
@@ -108,3 +114,47 @@ def test_curves_say_when_it_was_back() -> None:
     found = {curve.role: curve for curve in curves(evidence(attack(FAST), attack(NEVER)))}
     assert found["unlearned"].reached == 5
     assert found["retrained"].reached is None
+
+
+def timed(steps: int | None, budget: int = 50) -> dict[str, Any]:
+    return {"reached": steps is not None, "steps": steps, "bound": 0.1, "budget": budget, "curve": {}}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "value", "verdict", "said"),
+    [
+        (2, 20, 0.1, "does not hold", "unlearned in 2 steps; retrained in 20 steps"),
+        (10, 20, 0.5, "holds", "value >= 0.5"),
+        (60, 20, 3.0, "holds", "unlearned in 60 steps"),
+        (0, 20, 0.0, "does not hold", "unlearned in 0 steps"),
+        (None, 20, None, "not measured", "unlearned not reached in 50 steps; retrained in 20 steps"),
+        (10, None, None, "not measured", "retrained not reached in 50 steps"),
+        (10, 0, None, "not measured", "within the margin without training"),
+    ],
+)
+def test_relearn_time(ours: int | None, theirs: int | None, value: float | None, verdict: str, said: str) -> None:
+    """No cap is passed off as steps: where one model did not get there, there is no ratio, and the reason says both."""
+    found = Evidence(AuditConfig())
+    found.attacks = {"relearn_time": {"unlearned": timed(ours), "retrained": timed(theirs), "original": timed(0)}}
+    steps, ain = relearn_time_findings(found)
+    assert ain.verdict == verdict
+    assert said in ain.reason
+    assert (None if ain.unlearned is None else ain.unlearned.value) == value
+    if ours is None:
+        assert steps.verdict == "not measured"
+    else:
+        assert steps.unlearned is not None
+        assert (steps.unlearned.value, steps.unit) == (ours, "steps")
+        assert (steps.retrained is None) == (theirs is None)
+
+
+def test_relearn_time_without_the_attack_and_for_predictors_only() -> None:
+    plain = evidence(attack(FAST), attack(SLOW))
+    assert [row.verdict for row in relearn_time_findings(plain)] == ["not measured", "not measured"]
+    assert all("--against" in row.reason for row in relearn_time_findings(plain))
+    own = [row.metric for row in relearning_findings(plain)]
+    assert [row.metric for row in predictor_relearning_findings(plain)] == [
+        *own,
+        "robustness/relearn_steps",
+        "robustness/anamnesis",
+    ]

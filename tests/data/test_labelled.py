@@ -69,6 +69,42 @@ def test_selections(chosen: str, ids: list[str], tmp_path: Path) -> None:
     assert list(read_labelled(f"{path}#{chosen}")["id"]) == ids
 
 
+@pytest.mark.parametrize(
+    ("chosen", "ids"),
+    [
+        ("target=0:30", ["r1", "r2"]),
+        ("target=30:60", ["r3"]),
+        ("target=:0", ["r0"]),
+        ("target=30:", ["r3", "r4"]),
+        ("!target=0:30", ["r0", "r3", "r4"]),
+        ("target=-1e3:2.5e1", ["r0", "r1"]),
+    ],
+)
+def test_ranges_of_a_target(chosen: str, ids: list[str], tmp_path: Path) -> None:
+    """The lower end is inside and the upper one is not, so that neighbouring ranges share no row."""
+    numbers = [-0.5, 0.0, 29.9, 30.0, 60]
+    path = write(
+        tmp_path / "d.jsonl", [{"id": f"r{i}", "features": [i, 1.0], "target": y} for i, y in enumerate(numbers)]
+    )
+    assert list(read_labelled(f"{path}#{chosen}")["id"]) == ids
+
+
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [
+        ("target=3", "LOW:HIGH"), ("target=:", "LOW:HIGH"), ("target=5:5", "LOW:HIGH"), ("target=6:5", "LOW:HIGH"),
+        ("target=a:5", "LOW:HIGH"), ("target=nan:5", "LOW:HIGH"), ("target=1:2:3", "LOW:HIGH"),
+        ("target=50:60", "selects no row"), ("class=1", "select by target"),
+    ],
+)  # fmt: skip
+def test_bad_ranges(chosen: str, said: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "d.jsonl", [{"id": str(i), "features": [i], "target": i} for i in range(4)])
+    with pytest.raises(RequestError, match=said):
+        read_labelled(f"{path}#{chosen}")
+    with pytest.raises(RequestError, match="no targets, so no range"):
+        read_labelled(f"{write(tmp_path / 'c.jsonl', ROWS)}#target=0:1")
+
+
 def test_random_and_listed_selections_are_complements(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", ROWS)
     some, rest = (list(read_labelled(f"{path}#{sign}random=0.25:7")["id"]) for sign in ("", "!"))

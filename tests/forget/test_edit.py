@@ -43,6 +43,18 @@ def test_a_saved_edited_model_gives_the_original_back(edit: Edit, tiny: Any, tmp
     assert other.digest == digest
 
 
+def test_findings_stand_beside_the_configuration(edit: Edit, tiny: Any) -> None:
+    before, digest = dict(edit.facts.config), tiny.digest
+    noted = edit.with_findings("weights", {"share_below": 0.25})
+    assert type(noted) is type(edit)
+    assert noted.facts.config == {**before, "weights": {"share_below": 0.25}}
+    assert edit.facts.config == before, "the object that was there is as it was"
+    assert Edit.load(noted.folder).facts == noted.facts
+    noted.apply(tiny)
+    noted.remove(tiny)
+    assert tiny.digest == digest
+
+
 def test_an_edit_in_a_temporary_folder_goes_with_its_object(tiny: Any, request_: Any) -> None:
     made = efface.forget(tiny, request_, method="gradient-ascent", learning_rate=5e-3, epochs=1, batch_size=4)
     folder = made.folder

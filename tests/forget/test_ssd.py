@@ -120,14 +120,14 @@ def test_a_second_request_on_the_same_data_costs_its_forget_set_alone(
     loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    inner = gradient_stats._stacked
+    inner = gradient_stats.stacked
 
     def counted(subject: Any, rows: Any) -> Any:
         seen.append(len(rows))
         return inner(subject, rows)
 
-    monkeypatch.setattr(gradient_stats, "_stacked", counted)
-    monkeypatch.setattr(row_gradients, "_stacked", counted)
+    monkeypatch.setattr(gradient_stats, "stacked", counted)
+    monkeypatch.setattr(row_gradients, "stacked", counted)
     subject = model_of("mlp")
 
     def cost(request: Any, name: str, **values: Any) -> int:

@@ -228,6 +228,19 @@ def test_half_inputs_and_autocast_compute_in_float32(dtype: torch.dtype, autocas
     assert [grad.dtype for grad in grads] == [dtype, dtype, torch.float32]
 
 
+@pytest.mark.parametrize("scale", [1 / 0.07, 1 / 0.3, 1e40])
+def test_a_scale_that_is_a_number_is_not_rounded(scale: float) -> None:
+    """1/0.07 is no float32 number, and 1e40 is infinite as one; float64 embeddings are computed with float64 scales."""
+    length = 1.0 if scale < 100 else 1e-20
+    q, k = length * units(B, 0).detach(), length * units(M, 1).detach()
+    found = lse_rows(q, k, scale, tile=3)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, dense_lse_rows(q, k, scale), atol=1e-14, rtol=1e-14)
+    exact = torch.tensor(scale, dtype=torch.float64)
+    assert torch.equal(found, lse_rows(q, k, exact, tile=3))
+    assert torch.equal(lse_self(q, scale, tile=3), lse_self(q, exact, tile=3))
+
+
 def test_the_same_bits_twice() -> None:
     runs = []
     for _ in range(2):

@@ -139,3 +139,15 @@ def test_bad_selectors_and_missing_rows(tiny: Any, rows: MaskRows) -> None:
         select(tiny, "wagle", [0.5], MaskRows(rows.forget, None))
     with pytest.raises(RequestError, match="mask=snip without forget rows"):
         select(tiny, "snip", [0.5], MaskRows(None, rows.retain))
+
+
+@pytest.mark.parametrize("selector", ["gradient", "snip", "wagle", "reverse"])
+def test_a_gradient_of_zero_ranks_nothing(selector: str, tiny: Any, rows: MaskRows) -> None:
+    """A head of zeros: nothing below it has a gradient, and the first weights in order are no choice."""
+    with torch.no_grad():
+        tiny.model.model.norm.weight.zero_()
+    tiny.changed()
+    below = [name for name in own_parameters(tiny.model) if ".layers." in name]
+    with pytest.raises(ConfigError, match=f"mask={selector}: the forget loss has a gradient of exactly zero"):
+        select(tiny, selector, [0.5], rows, names=below, gamma=1.0)
+    assert select(tiny, "magnitude", [0.5], rows, names=below)[0].masks.keys() == set(below)

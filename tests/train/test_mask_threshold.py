@@ -10,7 +10,7 @@ from torch import Tensor
 
 from efface.errors import InputError
 from efface.train import mask_threshold
-from efface.train.mask_threshold import apply_cut, cuts, order_keys
+from efface.train.mask_threshold import apply_cuts, cuts, order_keys
 
 
 def sorted_mask(flat: Tensor, count: int, *, largest: bool) -> Tensor:
@@ -32,8 +32,9 @@ def test_equal_to_a_stable_sort(seed: int, ties: bool, largest: bool, piece: int
     counts = [0, 1, 17, 53, 105, 106]
     before, mask_threshold.PIECE = mask_threshold.PIECE, piece
     try:
-        for count, cut in zip(counts, cuts(scores, counts, largest=largest), strict=True):
-            made = torch.cat([mask.reshape(-1) for mask in apply_cut(scores, cut, largest=largest).values()])
+        masks = apply_cuts(scores, cuts(scores, counts, largest=largest), largest=largest)
+        for count, own in zip(counts, masks, strict=True):
+            made = torch.cat([mask.reshape(-1) for mask in own.values()])
             assert int(made.sum()) == count
             assert torch.equal(made, sorted_mask(flat, count, largest=largest))
     finally:
@@ -50,7 +51,7 @@ def test_keys_keep_the_order_and_know_one_zero() -> None:
     assert torch.equal(order_keys(x, largest=False), 2**32 - 1 - keys)
 
 
-def test_all_thresholds_from_two_readings() -> None:
+def test_all_thresholds_from_two_readings_and_all_masks_from_one() -> None:
     reads = {"n": 0}
 
     class Counted(dict[str, Tensor]):
@@ -59,8 +60,11 @@ def test_all_thresholds_from_two_readings() -> None:
             return super().__getitem__(name)
 
     scores = Counted(w=torch.rand(1000, generator=torch.Generator().manual_seed(0)))
-    cuts(scores, [int(1000 * share) for share in (0.1, 0.2, 0.4, 0.6, 0.8, 0.85, 0.9, 0.95, 0.99, 1.0)])
+    found = cuts(scores, [int(1000 * share) for share in (0.1, 0.2, 0.4, 0.6, 0.8, 0.85, 0.9, 0.95, 0.99, 1.0)])
     assert reads["n"] == 2
+    masks = apply_cuts(scores, found)
+    assert reads["n"] == 3, "all masks from one more"
+    assert [int(own["w"].sum()) for own in masks] == [100, 200, 400, 600, 800, 850, 900, 950, 990, 1000]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efface.errors import ConfigError, InputError
-from efface.train.rows import RowSchedule
+from efface.train.rows import GroupSchedule, RowSchedule
 
 
 @given(n=st.integers(2, 40), batch=st.integers(2, 16), epochs=st.sampled_from([0.5, 1, 3]), seed=st.integers(0, 5))
@@ -86,3 +86,32 @@ def test_groups_that_do_not_fit_are_refused() -> None:
         RowSchedule(30, epochs=1, batch_size=8, seed=0, groups=[0, 1, 2] * 10)
     with pytest.raises(InputError, match="2 rows of group 1"):
         RowSchedule(30, epochs=1, batch_size=8, seed=0, groups=[0] * 28 + [1] * 2)
+
+
+@given(seed=st.integers(0, 5), epochs=st.sampled_from([0.5, 1, 3]))
+def test_a_batch_is_of_one_group(seed: int, epochs: float) -> None:
+    groups = [7] * 11 + [-2] * 3 + [40] * 9  # 3 rows fill no batch of 4; codes have gaps
+    schedule = GroupSchedule(groups, epochs=epochs, batch_size=4, seed=seed)
+    batches = [schedule.plan[i : i + 4] for i in range(0, len(schedule), 4)]
+    assert all(len({groups[row] for row in batch}) == 1 and len(set(batch)) == 4 for batch in batches)
+    assert schedule.coverage == pytest.approx(20 / 23)
+    assert schedule.sizes == {-2: 3, 7: 11, 40: 9}
+    assert schedule.steps == max(1, round(4 * epochs))
+    assert [groups[batch[0]] for batch in batches][:4] == [7, 40, 7, 40][: len(batches)], "groups are visited in turn"
+    assert schedule.plan == GroupSchedule(groups, epochs=epochs, batch_size=4, seed=seed).plan
+
+
+def test_every_row_of_a_usable_group_comes_in_the_end() -> None:
+    groups = [0] * 11 + [1] * 9
+    assert set(GroupSchedule(groups, epochs=20, batch_size=4, seed=0).plan) == set(range(20))
+    assert (
+        GroupSchedule(groups, epochs=1, batch_size=4, seed=0).plan
+        != GroupSchedule(groups, epochs=1, batch_size=4, seed=1).plan
+    )
+
+
+def test_groups_that_fill_no_batch_are_refused() -> None:
+    with pytest.raises(InputError, match="3 groups of at most 2 rows"):
+        GroupSchedule([0, 0, 1, 1, 2], epochs=1, batch_size=4, seed=0)
+    with pytest.raises(ConfigError, match="multiple of 2"):
+        GroupSchedule([0] * 8, epochs=1, batch_size=3, seed=0, world=2)

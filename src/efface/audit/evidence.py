@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
+from efface.audit.attacks.predictor_relearning import RelearnTimeConfig
 from efface.audit.attacks.relearning import RelearningConfig
 from efface.audit.finding import Direction, Estimate, Finding, Threshold, judge, not_measured
 from efface.audit.predictions import Predictions
@@ -99,6 +100,10 @@ class AuditConfig(Settings):
         default_factory=lambda: ShadowConfig(), description="suite shadows: how many models, and how they are trained"
     )
     relearning: RelearningConfig = Field(default_factory=RelearningConfig, description="the attacker's budget")
+    relearn_time: RelearnTimeConfig = Field(
+        default_factory=lambda: RelearnTimeConfig(),
+        description="classifiers and regressors: the attacker that has all rows",
+    )
 
 
 @dataclass

@@ -13,6 +13,7 @@ from typing import Any
 from datasets import Dataset
 
 from efface.audit.attacks.classifier_membership import blind_rows
+from efface.audit.attacks.predictor_relearning import aim, relearn_time
 from efface.audit.attacks.quantisation import quantise
 from efface.audit.attacks.relearning import relearn
 from efface.audit.attacks.shadow_attacks import AuditedRows, shadow_attacks
@@ -88,6 +89,7 @@ def run_predictor_audit(request: Request, models: Mapping[str, Loader], config: 
     evidence = Evidence(config)
     costs: list[Cost] = []
     first: Predictor | None = None
+    bound: float | None = None
     for role in ("original", "unlearned", "retrained"):
         if role not in models:
             continue
@@ -97,6 +99,12 @@ def run_predictor_audit(request: Request, models: Mapping[str, Loader], config: 
             elif role == "retrained":
                 check_same_classes(first, subject)
             tables, attacks = _observe(subject, role, sets, config, costs)
+            if role == "original" and _can_time(request, models, config):
+                bound = aim(subject, request, config.relearn_time)
+            if bound is not None:
+                with measure_cost(f"relearn time, {role}") as cost:
+                    attacks["relearn_time"] = relearn_time(subject, request, bound, config.relearn_time, cost=cost)
+                costs.append(cost)
         evidence.predictions[role] = tables
         for name, result in attacks.items():
             evidence.attacks.setdefault(name, {})[role] = result
@@ -111,6 +119,13 @@ def run_predictor_audit(request: Request, models: Mapping[str, Loader], config: 
         conclusion = conclude(evidence)
     costs.append(cost)
     return Audited(evidence, conclusion, costs)
+
+
+def _can_time(request: Request, models: Mapping[str, Loader], config: AuditConfig) -> bool:
+    """Whether there is something to aim at, something to compare with, and what the attacker trains on."""
+    there = "original" in models and "retrained" in models
+    rows = request.retain is not None or config.relearn_time.train_on == "forget"
+    return "relearning" in config.suite and there and rows
 
 
 def _blind(request: Request, evidence: Evidence) -> dict[str, Any] | None:

@@ -52,7 +52,7 @@ PREDICTOR_FINDINGS = {
     "shadows": classifier_attacks.shadow_findings,
     "representation": representation.findings,
     "identity": identity.findings,
-    "relearning": robustness.relearning_findings,
+    "relearning": robustness.predictor_relearning_findings,
     "quantisation": robustness.quantisation_findings,
 }
 """For classifiers and regressors."""

@@ -2,8 +2,9 @@
 
 Columns: `id`; `image`, `text` or `features` (an array of one shape); `label` (a class) or `target` (a number); optionally
 `identity` (whose row it is). A source may carry a selection: `train.csv#class=cat`, `faces.npz#identity=7,9`,
-`train.csv#random=0.1:5` (a share, or a number of rows, drawn by a seed), `train.csv#ids=ids.txt`; with `!` in front,
-everything else: `train.csv#!class=cat`. So a request is two words over one file, and can be read again.
+`ages.csv#target=0:30` (numbers from 0 up to, but not, 30; either end may be left out), `train.csv#random=0.1:5` (a share, or a
+number of rows, drawn by a seed), `train.csv#ids=ids.txt`; with `!` in front, everything else: `train.csv#!class=cat`. So a
+request is two words over one file, and can be read again.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ LABELLED = {
 LEARNT = LABELLED | {"weight": NAMES["weight"]}
 """The same for `read_rows`, with a row's importance."""
 
-SELECTIONS = ("class", "identity", "random", "ids")
+SELECTIONS = ("class", "target", "identity", "random", "ids")
 ARRAYS = {"images": "image", "labels": "label", "targets": "target", "identities": "identity", "ids": "id"}
 """Names in an .npz file that are plural forms of ours."""
 
@@ -147,7 +148,7 @@ def select(data: Dataset, chosen: str, source: str) -> Dataset:
         chosen: what stands after `#`; empty for all rows.
 
     Raises:
-        RequestError: no such selection, class, identity or id, or nothing left.
+        RequestError: no such selection, class, identity or id, no range, or nothing left.
     """
     if not chosen:
         return data
@@ -156,9 +157,8 @@ def select(data: Dataset, chosen: str, source: str) -> Dataset:
     if key not in SELECTIONS or not equals or not value:
         raise RequestError(f"'{source}#{chosen}'", f"#NAME=VALUE with NAME of {', '.join(SELECTIONS)}",
                            nearest(key, SELECTIONS))  # fmt: skip
-    places = set(
-        {"class": _of_class, "identity": _of_identity, "random": _random, "ids": _of_ids}[key](data, value, source)
-    )
+    readers = {"class": _of_class, "target": _of_target, "identity": _of_identity, "random": _random, "ids": _of_ids}
+    places = set(readers[key](data, value, source))
     kept = [i for i in range(len(data)) if (i in places) != other]
     if not kept:
         raise RequestError(f"'{source}#{chosen}' selects no row", "at least one", "choose another selection")
@@ -167,7 +167,8 @@ def select(data: Dataset, chosen: str, source: str) -> Dataset:
 
 def _of_class(data: Dataset, value: str, source: str) -> Iterator[int]:
     if "label" not in data.column_names:
-        raise RequestError(f"'{source}' has no labels, so no class", "a column 'label'", "select by identity or ids")
+        raise RequestError(f"'{source}' has no labels, so no class", "a column 'label'",
+                           "select by target, identity or ids")  # fmt: skip
     names = data.features["label"].names if isinstance(data.features["label"], ClassLabel) else None
     known = names or sorted({str(label) for label in data["label"]})
     wanted = set()
@@ -176,6 +177,27 @@ def _of_class(data: Dataset, value: str, source: str) -> Iterator[int]:
             raise RequestError(f"'{source}' has no class '{name}'", None, nearest(name, known))
         wanted.add(names.index(name) if names and name in names else int(name))
     return (i for i, label in enumerate(data["label"]) if label in wanted)
+
+
+def _of_target(data: Dataset, value: str, source: str) -> Iterator[int]:
+    """low <= target < high, so that 0:30 and 30:60 share no row."""
+    if "target" not in data.column_names:
+        raise RequestError(f"'{source}' has no targets, so no range of them", "a column 'target'", "select by class")
+    first, colon, last = value.partition(":")
+    try:
+        low, high = float(first or "-inf"), float(last or "inf")
+    except ValueError:
+        low = high = float("nan")
+    if not colon or not (first or last) or not low < high:
+        raise RequestError(f"'{source}#target={value}'", "LOW:HIGH with LOW below HIGH, one of which may be left out: 0:30, "
+                           ":30, 60:", "mend it")  # fmt: skip
+    try:
+        numbers = [float(number) for number in data["target"]]
+    except (TypeError, ValueError) as error:
+        raise RequestError(
+            f"'{source}' has targets that are no numbers ({error})", "numbers", "mend the file"
+        ) from error
+    return (i for i, number in enumerate(numbers) if low <= number < high)
 
 
 def _of_identity(data: Dataset, value: str, source: str) -> Iterator[int]:

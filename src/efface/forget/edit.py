@@ -15,7 +15,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -120,6 +120,12 @@ class Edit(ABC):
         self._remove(subject)
         subject.changed()
         return subject
+
+    def with_findings(self, name: str, found: dict[str, Any]) -> Self:
+        """The edit with what was found while it was made beside its configuration, as `config[name]`; written to its folder."""
+        facts = self.facts.model_copy(update={"config": {**self.facts.config, name: found}})
+        write_json(self.folder / "edit.json", facts.model_dump(mode="json"))
+        return type(self)(self.folder)
 
     def save(self, folder: Path) -> None:
         """Copy the edit; the folder is whole or absent, and an occupied one is refused (StorageError)."""

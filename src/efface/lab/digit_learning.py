@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,15 +81,28 @@ def learned(recipe: str, seed: int, data: Dataset | None = None, **config: Any) 
         data: in place of the digits to train on.
         config: the recipe's settings; gentle views, AdamW at 1e-3 and a head of 64 unless set.
     """
+    return learned_at(recipe, seed, data, **config)[0]
+
+
+def learned_at(recipe: str, seed: int, data: Dataset | None = None, **config: Any) -> tuple[Encoder, Path]:
+    """As `learned`, and the folder of the model, where a recipe leaves what it trains beside the encoder.
+
+    Args:
+        config: also `model`, an encoder to go on from in place of a fresh one.
+    """
     rows = digit_split(seed)[0] if data is None else data
+    model = config.pop("model", None)
     settings = {
         "views": GENTLE, "start": START, "seed": seed, "learning_rate": 1e-3, "evaluations": 0, **config
     }  # fmt: skip
     from efface.learn.contrastive import items_digest
 
-    key = digest_value({"recipe": recipe, "settings": settings, "data": items_digest(rows), "lab": "digit-learning 1"})
-    found: Encoder = learn(recipe, rows, cache_folder() / "lab" / key.removeprefix("sha256:")[:24], **settings)
-    return found
+    known = {"recipe": recipe, "settings": settings, "data": items_digest(rows), "lab": "digit-learning 1"}
+    if model is not None:
+        known["model"] = model.digest
+    folder = cache_folder() / "lab" / digest_value(known).removeprefix("sha256:")[:24]
+    found: Encoder = learn(recipe, rows, folder, model=model, **settings)
+    return found, folder
 
 
 def scores(encoder: Encoder, seed: int) -> dict[str, float]:

@@ -9,19 +9,22 @@ import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from efface.data.request import Request
 from efface.forget.method import find_method
+from efface.subjects.learner import Learner
+
+S = TypeVar("S", bound=Learner)
 
 
 @contextlib.contextmanager
-def forgotten(method: str, subject: Any, request: Request, **values: Any) -> Iterator[Any]:
+def forgotten(method: str, subject: S, request: Request, **values: Any) -> Iterator[S]:
     """The subject with a freshly fitted edit on it; on leaving, its former bits are back.
 
     Args:
         method: a forgetting method's name.
-        subject: the trained model.
+        subject: the trained model, of any kind that the method takes.
         request: what to forget and keep.
         values: of the method's configuration; what is not given has its default.
     """

@@ -22,7 +22,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from efface.catalog import find
 from efface.errors import ConfigError, EffaceError, RequestError
 from efface.learn.contrastive import items_digest, join, start_model
-from efface.learn.objective import Recipe
+from efface.learn.objective import ContrastiveConfig, Recipe
 from efface.learn.run import learn, read_sets
 from efface.learn.watch import NEIGHBOURS, ridge_errors, standardised
 from efface.numerics.spectrum import effective_rank
@@ -89,11 +89,15 @@ def recipes_of(names: Sequence[str]) -> dict[str, Any]:
     modules = {}
     for name in names:
         entry = find(name, "learn")
-        if not {"encoder", "dual-encoder"} & set(entry.card.subjects) or not hasattr(entry.module, "RECIPE"):
+        if not issubclass(entry.module.CONFIG, ContrastiveConfig):
             raise ConfigError(
                 f"recipe '{name}' in a comparison", "recipes that train an encoder on items", "leave it out"
             )
         modules[name] = entry.module
+    if not any(hasattr(module, "RECIPE") for module in modules.values()):
+        raise ConfigError(
+            f"a comparison of {', '.join(names)}", "one recipe at least that is a single run", "add nt-xent"
+        )
     return modules
 
 
@@ -120,16 +124,19 @@ def compare(
     modules = recipes_of(names)
     configs = settings_of(modules, settings, own or {})
     folder = make_folder(Path(out))
-    loose = max(modules.values(), key=lambda module: module.RECIPE.takes == "pairs")
+    plain = {name: module for name, module in modules.items() if hasattr(module, "RECIPE")}
+    loose = max(plain.values(), key=lambda module: module.RECIPE.takes == "pairs")
     rows = join(read_sets(loose, [data] if isinstance(data, (str, Path, Dataset)) else list(data)))
     if not {"label", "target"} & set(rows.column_names):
         raise RequestError("rows without labels and targets", "a column 'label' or 'target' to read on", "add one")
     held = test is None
     known, unseen = _held_out(rows) if held else (rows, read_sets(loose, [test])[0])
-    lines = [_start(modules, configs, known, unseen, seeds, model)]
+    lines = [_start(plain, configs, known, unseen, seeds, model)]
     for name, module in modules.items():
         try:
-            lines.append(_trained(name, module.RECIPE, configs[name], known, unseen, folder, seeds, model))
+            lines.append(
+                _trained(name, getattr(module, "RECIPE", None), configs[name], known, unseen, folder, seeds, model)
+            )
         except EffaceError as error:
             lines.append(Line(recipe=name, refused=" ".join(str(error).split())))
     found = Comparison(
@@ -231,7 +238,7 @@ def _fresh(model: Any) -> Any:
 
 
 def _trained(
-    name: str, recipe: Recipe, config: dict[str, Any], known: Dataset, unseen: Dataset, folder: Path,
+    name: str, recipe: Recipe | None, config: dict[str, Any], known: Dataset, unseen: Dataset, folder: Path,
     seeds: Sequence[int], model: Any,
 ) -> Line:  # fmt: skip
     tables, ranks, spreads, costs = [], [], [], []
@@ -246,7 +253,7 @@ def _trained(
     parsed = find(name, "learn").module.CONFIG.parse(config, owner=name)
     return Line(
         recipe=name, figures=figures(tables), effective_rank=float(np.mean(ranks)), uniformity=float(np.mean(spreads)),
-        views=1 if recipe.takes == "pairs" else len(recipe.views_of(parsed)),
+        views=None if recipe is None else 1 if recipe.takes == "pairs" else len(recipe.views_of(parsed)),
         seconds=float(np.mean([cost["seconds"] for cost in costs])), peak_mb=max(cost["peak_mb"] for cost in costs),
     )  # fmt: skip
 

@@ -254,7 +254,8 @@ def fit(
     if "scale" in log.values[-1]:
         facts["final_scale"] = log.values[-1]["scale"]
     if watch is not None:
-        facts |= {"curves": watch.points, "warnings": watch.warnings}
+        facts["curves"] = watch.points
+    facts["warnings"] = model.warnings() + ([] if watch is None else watch.warnings)
     return Fitted(log.values, facts, cost, model, None if watch is None else watch.plane())
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from efface.errors import ModelError
 from efface.learn.memory.ema import EMA
 from efface.learn.memory.queue import FeatureQueue
-from efface.learn.module import Batch, LearnModule
+from efface.learn.module import Batch, LearnModule, Lesson
 from efface.learn.objective import Embedded, Recipe
 from efface.train.gather import gather_plain, gather_rows, rank
 from efface.train.gradient_caching import cached, refuse_batch_norm
@@ -28,12 +28,14 @@ class ContrastiveModel(LearnModule):
         subject: an encoder or dual encoder; its module is trained in place.
         recipe: the objective.
         config: its configuration.
+        lesson: what the run is about; without it every step is of epoch 0.
     """
 
     shadow: Any
 
-    def __init__(self, subject: Any, recipe: Recipe, config: Any) -> None:
+    def __init__(self, subject: Any, recipe: Recipe, config: Any, lesson: Lesson | None = None) -> None:
         super().__init__(subject)
+        self.lesson = lesson
         self.recipe, self.settings, self.chunk = recipe, config, config.chunk
         self.pairs = recipe.takes == "pairs"
         self.towers = (subject.image, subject.text) if self.pairs else (subject, subject)
@@ -46,12 +48,14 @@ class ContrastiveModel(LearnModule):
             if self.pairs:
                 raise ModelError(f"{recipe.card.name} on a dual encoder", "an encoder", "give a model with one tower")
             self.ema = EMA(self.online, momentum=config.momentum)
-            self.queue = FeatureQueue(config.queue_size, config.projector or subject.width)
+            self.queue = FeatureQueue(
+                config.queue_size, config.projector or subject.width, labels=getattr(config, "oracle_labels", False)
+            )
             shadow = copy.copy(subject)
             shadow.model = self.ema.module[0]  # type: ignore[index]
             object.__setattr__(self, "shadow", shadow)
         if config.chunk is not None:
-            refuse_batch_norm(subject.model)
+            refuse_batch_norm(self.online, training=True)
 
     @property
     def projector(self) -> nn.Module | None:
@@ -124,13 +128,17 @@ class ContrastiveModel(LearnModule):
                 views_all=everybody, scale=scale.reshape(()), start=rank() * len(views[0]),
                 bias=self.subject.logit_bias.reshape(()) if self.recipe.has_bias else None,
                 queue=None if kept is None else kept[0],
-                queue_ids=None if kept is None or marks["ids"] is None else kept[1], **marks,
+                queue_ids=None if kept is None or marks["ids"] is None else kept[1],
+                queue_labels=None if kept is None else kept[2], step=int(self.done),
+                epoch=0.0 if self.lesson is None else int(self.done) / self.lesson.steps_per_epoch, **marks,
             ),
             self.settings,
         )  # fmt: skip
         if self.queue is not None:
             assert marks["ids_all"] is not None
-            self.queue.enqueue(everybody[1].detach(), marks["ids_all"])
+            self.queue.enqueue(
+                everybody[1].detach(), marks["ids_all"], None if self.queue.labels is None else marks["labels_all"]
+            )
         return value, {"scale": float(scale.detach()), **numbers}
 
     def after_step(self) -> None:

@@ -78,6 +78,10 @@ class LearnModule(nn.Module):
     def finish(self) -> None:
         """After the last step: leave with the subject what it must keep."""
 
+    def warnings(self) -> list[str]:
+        """After the last step: what of the run deserves a second look, for the record and the user."""
+        return []
+
     def save_beside(self, folder: Path) -> None:
         """Write what belongs to the model and is no part of the subject, into sub-folders of its folder."""
 

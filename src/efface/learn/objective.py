@@ -48,7 +48,9 @@ class Embedded:
         targets, targets_all: [b], [B] float32, or None.
         ids, ids_all: [b], [B] int64: rows of one id are never each other's negatives; or None.
         weights, weights_all: [b], [B] importance of each row, or None.
-        queue: [K, D] earlier keys without gradient, or None; `queue_ids` [K] beside it.
+        queue: [K, D] earlier keys without gradient, or None; `queue_ids` [K] and, where kept, `queue_labels` [K] beside it.
+        step: optimiser steps before this one.
+        epoch: passes over the data before this step.
     """
 
     first: Tensor
@@ -70,6 +72,9 @@ class Embedded:
     weights_all: Tensor | None = None
     queue: Tensor | None = None
     queue_ids: Tensor | None = None
+    queue_labels: Tensor | None = None
+    step: int = 0
+    epoch: float = 0.0
 
     @property
     def total(self) -> int:

@@ -315,10 +315,10 @@ def _inputs(q: Tensor, k: Tensor, scale: float | Tensor) -> tuple[Tensor, Tensor
             "the same width and device",
         )
     dtype = torch.float64 if torch.float64 in (q.dtype, k.dtype) else torch.float32
-    factor = torch.as_tensor(scale)
+    factor = torch.as_tensor(scale, dtype=dtype)  # of a Python float too: the default type would round it to float32
     if factor.ndim != 0:
         raise InputError(f"a scale of shape {list(factor.shape)}", "a number or a tensor of shape []")
-    return q.to(dtype), k.to(dtype), factor.to(q.device, dtype)
+    return q.to(dtype), k.to(dtype), factor.to(q.device)
 
 
 def _shaped(flat: Tensor, rows: slice, cols: slice) -> Tensor:

@@ -20,7 +20,7 @@ from efface.errors import RunError
 from efface.measure.gain_summary import GainSummary, Item, Side
 from efface.report import gallery_figures as figures
 from efface.report import gallery_words as said
-from efface.report.page import TEMPLATES, _environment, policy, style_sheet
+from efface.report.page import TEMPLATES, environment, policy, style_sheet
 from efface.report.words import clean, number
 from efface.run.files import read_json, write_text
 
@@ -201,7 +201,7 @@ def render_gallery(summary: GainSummary) -> str:
     views = [_view(index, side, summary.headline, unit) for index, side in enumerate(summary.sides, 1)]
     style = gallery_style()
     return (
-        _environment()
+        environment()
         .get_template("gallery.html")
         .render(
             summary=summary,

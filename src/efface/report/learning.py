@@ -18,7 +18,7 @@ from efface.learn.compare import COMPARISON, Comparison, Figure, Line
 from efface.learn.contrastive import MAP
 from efface.learn.folder import FACTS
 from efface.report.learning_figures import curve_plot, interval_row, point_map, span_of
-from efface.report.page import TEMPLATES, _environment, policy, style_sheet
+from efface.report.page import TEMPLATES, environment, policy, style_sheet
 from efface.report.words import duration, number
 from efface.run.files import read_json, write_text
 
@@ -47,7 +47,7 @@ class Panel:
 def _page(template: str, **values: Any) -> str:
     style = style_sheet() + "\n" + (TEMPLATES / "learning.css").read_text(encoding="utf-8").replace("\r\n", "\n")
     return (
-        _environment().get_template(template).render(style=Markup(style), policy=policy(style), **values)  # noqa: S704 - our own files
+        environment().get_template(template).render(style=Markup(style), policy=policy(style), **values)  # noqa: S704 - our own files
     )
 
 

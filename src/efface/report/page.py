@@ -42,7 +42,7 @@ def _config_text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
     made = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -98,7 +98,7 @@ def render(data: ReportData) -> str:
     figures, unplaced = sections.scatter(results)
     style = style_sheet()
     return (
-        _environment()
+        environment()
         .get_template("page.html")
         .render(
             data=data,

@@ -101,7 +101,10 @@ def _preparation(part: Encoder) -> Any:
     if part.modality == "features":
         return getattr(part.model.config, "inputs", None)
     if part.part is None:
-        return part.source  # sentence-transformers: it holds its own preparation
+        own = getattr(part.model, "tokenizer", None)  # sentence-transformers: it prepares by itself
+        return own.get_vocab() if own is not None and hasattr(own, "get_vocab") else None, getattr(
+            part.model, "max_seq_length", None
+        )
     if part.modality == "image":
         found = dict(part.part.to_dict())
         return {name: found[name] for name in found if not name.startswith("_")}

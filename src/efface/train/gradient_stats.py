@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map
 
 from efface.errors import ConfigError, InputError
 from efface.run.digests import digest_value
@@ -30,6 +31,7 @@ from efface.run.progress import track
 from efface.subjects.answers import AnswerLogits, answer_logits
 from efface.subjects.learner import Learner
 from efface.subjects.samples import Sample
+from efface.train.outer_products import WORTH, OuterLayers, outer_layers
 from efface.train.reference import cache_folder, rows_digest
 
 Loss = Callable[[Any, Any], Tensor]
@@ -106,7 +108,7 @@ def _requiring(model: torch.nn.Module, names: Iterable[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _no_look_for_padding(model: torch.nn.Module) -> Iterator[None]:
+def no_look_for_padding(model: torch.nn.Module) -> Iterator[None]:
     """Some architectures (GPT-2) look into the ids for padding, which vmap cannot do; there is none here."""
     config: Any = getattr(model, "config", None)
     pad = getattr(config, "pad_token_id", None)
@@ -151,35 +153,65 @@ def accumulate_samples(
     model: torch.nn.Module, loss: Loss, batches: Iterable[tuple[Any, Tensor]], *, power: Literal[1, 2] = 2,
     names: Iterable[str] | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """sum_i w_i g_i^power / sum_i w_i over samples, many gradients at once (vmap over the functional model).
+    """sum_i w_i g_i^power / sum_i w_i over samples, many gradients at once.
+
+    Linear layers that a sample passes once, as one vector, give their sums without their gradients (`train.outer_products`);
+    the gradients of all other weights are made by vmap over the functional model.
 
     Args:
         loss: of a batch of one sample; must not look at values (`.item()`, `if tensor`), which vmap cannot do.
-        batches: (tensors with samples along the first dimension, in any nesting; weights [B]).
+        batches: (tensors with samples along the first dimension, in any nesting; weights [B]). All samples pass the model
+            in the same way.
 
     Raises:
         InputError: no sample, or an unknown name.
     """
     own = own_parameters(model, names)
     found = {name: _zeros(p) for name, p in own.items()}
-    values = {name: p.detach() for name, p in own.items()}
     total = 0.0
-
-    def one(weights: dict[str, Tensor], sample: Any) -> Tensor:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            return functional_call(model, weights, args, kwargs)
-
-        return loss(call, torch.utils._pytree.tree_map(lambda t: t.unsqueeze(0), sample))
-
+    looked, outer = False, None
     # torch's fused attention kernels have no batching rule; the plain one is arithmetic that vmap knows
-    with _requiring(model, ()), _no_look_for_padding(model), sdpa_kernel(SDPBackend.MATH):
-        each = vmap(grad(one), in_dims=(None, 0), randomness="error")
+    with _requiring(model, ()), no_look_for_padding(model), sdpa_kernel(SDPBackend.MATH):
         for batch, weights in batches:
-            for name, g in each(values, batch).items():  # [B, ...]
-                g = g.detach().to(found[name].dtype) ** power
-                found[name].add_(torch.tensordot(weights.to(g), g, dims=1))
+            if not looked and len(weights) >= WORTH:
+                looked, outer = True, _look(model, loss, own, batch)
+            _add_samples(model, loss, own, outer, batch, weights, power, found)
             total += float(weights.sum())
     return _divided(found, total)
+
+
+def _look(model: torch.nn.Module, loss: Loss, own: Mapping[str, Any], batch: Any) -> OuterLayers | None:
+    """How the first sample of a batch passes the model."""
+    with _requiring(model, own):
+        return outer_layers(model, own, lambda: loss(model, tree_map(lambda t: t[:1], batch)))
+
+
+def _add_samples(
+    model: torch.nn.Module, loss: Loss, own: Mapping[str, Tensor], outer: OuterLayers | None, batch: Any, weights: Tensor,
+    power: Literal[1, 2], found: Mapping[str, Tensor],
+) -> None:  # fmt: skip
+    """Adds sum_i w_i g_i^power of a batch to `found`."""
+    summed = set() if outer is None else outer.parameters()
+    values = {name: p.detach() for name, p in own.items() if name not in summed}
+    offsets = {} if outer is None else outer.offsets
+
+    def one(moving: tuple[dict[str, Tensor], dict[str, Tensor]], sample: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        own_values, own_offsets = moving
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return functional_call(model, own_values, args, kwargs)
+
+        nothing: contextlib.AbstractContextManager[dict[str, Tensor]] = contextlib.nullcontext({})
+        with nothing if outer is None else outer.listening(own_offsets) as caught:
+            return loss(call, tree_map(lambda t: t.unsqueeze(0), sample)), caught
+
+    each = vmap(grad(one, has_aux=True), in_dims=(None, 0), randomness="error")
+    (grads, deltas), inputs = each((values, offsets), batch)
+    for name, g in grads.items():  # [B, ...]
+        g = g.detach().to(found[name].dtype) ** power
+        found[name].add_(torch.tensordot(weights.to(g), g, dims=1))
+    if outer is not None:
+        outer.add(found, deltas, inputs, weights, power)
 
 
 def _zeros(parameter: Tensor) -> Tensor:
@@ -273,7 +305,7 @@ def _per_sample(
     """Rows of one shape go together, so that nothing is padded and no mask is needed."""
     groups: dict[tuple[Any, ...], list[Any]] = {}
     for row in rows:
-        groups.setdefault(_shape(row), []).append(row)
+        groups.setdefault(shape_of(row), []).append(row)
     found: dict[str, Tensor] | None = None
     total = 0.0
     for _, members in sorted(groups.items()):
@@ -288,7 +320,7 @@ def _per_sample(
         def parts(members: list[Any] = members, weight: float = weight) -> Iterator[tuple[Any, Tensor]]:
             for start in range(0, len(members), chunk):
                 part = members[start : start + chunk]
-                yield _stacked(subject, part), torch.full((len(part),), weight, device=subject.device)
+                yield stacked(subject, part), torch.full((len(part),), weight, device=subject.device)
                 advance(len(part))
 
         share = weight * len(members)
@@ -303,14 +335,14 @@ def _per_sample(
     return _divided(found, total)
 
 
-def _shape(row: Any) -> tuple[Any, ...]:
+def shape_of(row: Any) -> tuple[Any, ...]:
     """What rows must agree in to stand in one unpadded batch."""
     if isinstance(row, Sample):
         return tuple((name, tuple(tensor.shape)) for name, tensor in sorted(row.make().items()))
     return len(row.ids), row.n_prompt
 
 
-def _stacked(subject: Learner, rows: Sequence[Any]) -> Any:
+def stacked(subject: Learner, rows: Sequence[Any]) -> Any:
     """Rows of one shape: ids [B, T], or a batch of samples without its attention mask, which would be all ones."""
     if not isinstance(rows[0], Sample):
         return torch.tensor([row.ids for row in rows], device=subject.device)

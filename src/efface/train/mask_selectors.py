@@ -114,7 +114,8 @@ def select(
         seed: of `random`.
 
     Raises:
-        ConfigError: no such selector; the model has an adapter or is quantised.
+        ConfigError: no such selector; the model has an adapter or is quantised; the forget loss has no gradient at the
+            weights that are ranked.
         RequestError: rows that the selector needs are missing.
     """
     if selector not in SELECTORS:
@@ -131,6 +132,8 @@ def select(
         seen[role] = part
     names = list(own_parameters(subject.model, names))
     stats = {role: answer_gradients(subject, part, batch_size=BATCH) for role, part in seen.items()}
+    if "forget" in stats:
+        _refuse_nothing(selector, stats["forget"], names)
     used: float | None = None
     if "retain" in seen:
         used = auto_gamma(subject, seen["retain"]) if gamma == "auto" else float(gamma)
@@ -140,6 +143,16 @@ def select(
         retain_share=None if used is None else _retain_share(subject, names, stats, used),
     )  # fmt: skip
     return WeightMask.several(scores, densities, per_layer=per_layer, largest=selector != "reverse", facts=facts)
+
+
+def _refuse_nothing(selector: str, forget: GradStats, names: Sequence[str]) -> None:
+    """All scores would be zero, and the first weights in order would be taken for the important ones."""
+    if not any(bool(forget.tensors[name].any()) for name in names):
+        raise ConfigError(
+            f"mask={selector}: the forget loss has a gradient of exactly zero at all {len(names)} tensors that are ranked",
+            "a gradient", "widen layers, part or mask_modules, or choose mask=magnitude or mask=random; a model that is "
+            "certain of its answers has no gradient either",
+        )  # fmt: skip
 
 
 def _scores(

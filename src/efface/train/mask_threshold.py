@@ -98,21 +98,27 @@ def cuts(scores: Mapping[str, Tensor], counts: Sequence[int], *, largest: bool =
     return found
 
 
-def apply_cut(scores: Mapping[str, Tensor], cut: Cut, *, largest: bool = True) -> dict[str, Tensor]:
-    """The boolean masks of a cut, by name, of the scores' shapes and on their devices."""
-    left = cut.ties
-    found = {}
+def apply_cuts(
+    scores: Mapping[str, Tensor], several: Sequence[Cut], *, largest: bool = True
+) -> list[dict[str, Tensor]]:
+    """The boolean masks of cuts, each by name, of the scores' shapes and on their devices; scores are read once for all."""
+    left = [cut.ties for cut in several]
+    found: list[dict[str, Tensor]] = [{} for _ in several]
     for name in scores:
         score = scores[name]
-        flat, mask = score.reshape(-1), torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
+        flat = score.reshape(-1)
+        masks = [torch.zeros(score.numel(), dtype=torch.bool, device=score.device) for _ in several]
         for start in range(0, flat.numel(), PIECE):
             key = order_keys(flat[start : start + PIECE], largest=largest)
-            part = key > cut.key
-            equal = key == cut.key
-            n = int(equal.sum())
-            if left and n:
-                part |= equal & (equal.cumsum(0) <= left)
-                left -= min(left, n)
-            mask[start : start + len(part)] = part
-        found[name] = mask.view(score.shape)
+            for i, cut in enumerate(several):
+                part = key > cut.key
+                if left[i]:
+                    equal = key == cut.key
+                    n = int(equal.sum())
+                    if n:
+                        part |= equal & (equal.cumsum(0) <= left[i])
+                        left[i] -= min(left[i], n)
+                masks[i][start : start + len(part)] = part
+        for own, mask in zip(found, masks, strict=True):
+            own[name] = mask.view(score.shape)
     return found

@@ -127,3 +127,50 @@ class RowSchedule(Dataset[tuple[int, int]]):
 
     def __getitem__(self, position: int) -> tuple[int, int]:
         return self.plan[position], position
+
+
+class GroupSchedule(RowSchedule):
+    """Every batch is of one group: what an anchor is contrasted with shares its group (MCL, arXiv 2402.11816).
+
+    In each pass the rows of every group are shuffled, cut to whole batches, and the groups are visited in turn, one batch
+    each; groups of fewer rows than a batch are never visited (`coverage` says how many rows are left).
+
+    Args:
+        groups: [n] the group of each row; any integers, looked at by value.
+        epochs: passes over the groups' whole batches; fractions are allowed.
+        batch_size: rows in an optimiser step, over all processes.
+        seed: of the orders.
+        world: number of processes, which share a batch evenly.
+
+    Raises:
+        InputError: no group fills a batch.
+        ConfigError: the batch does not split evenly over the processes.
+    """
+
+    def __init__(
+        self, groups: Sequence[int], *, epochs: float, batch_size: int, seed: int, world: int = 1
+    ) -> None:  # fmt: skip
+        marks = np.asarray(groups)
+        if batch_size % world or batch_size < 2:
+            raise ConfigError(f"batch_size={batch_size} on {world} processes", f"a multiple of {world}, at least 2")
+        members = [np.flatnonzero(marks == name) for name in np.unique(marks)]
+        usable = [rows for rows in members if len(rows) >= batch_size]
+        if not usable:
+            raise InputError(
+                f"{len(members)} groups of at most {max(map(len, members), default=0)} rows for batches of {batch_size}",
+                "one group that fills a batch", "lower the batch size, or make fewer groups",
+            )  # fmt: skip
+        self.batch_size = batch_size
+        self.coverage = sum(map(len, usable)) / len(marks)
+        self.sizes = {int(name): len(rows) for name, rows in zip(np.unique(marks), members, strict=True)}
+        a_pass = sum(len(rows) // batch_size for rows in usable)
+        self.length = max(1, round(epochs * a_pass)) * batch_size
+        rng = np.random.default_rng(np.random.SeedSequence([seed, 0x6709]))
+        self.plan = []
+        while len(self.plan) < self.length:
+            waiting = [
+                rng.permutation(rows)[: len(rows) // batch_size * batch_size].reshape(-1, batch_size) for rows in usable
+            ]
+            for turn in range(max(map(len, waiting))):
+                self.plan += [int(row) for batches in waiting if turn < len(batches) for row in batches[turn]]
+        self.plan = self.plan[: self.length]

@@ -24,7 +24,7 @@ from torch import Tensor
 from efface.errors import ConfigError, InputError, RunError, StorageError, nearest
 from efface.run.files import write_with
 from efface.train.gradient_stats import own_parameters
-from efface.train.mask_threshold import apply_cut, cuts
+from efface.train.mask_threshold import apply_cuts, cuts
 
 FORMAT = "efface weight mask 1"
 
@@ -97,10 +97,11 @@ class WeightMask:
             shares = [_shares(list(sizes.values()), count) for count in counts]
             for i, name in enumerate(sizes):
                 one = {name: scores[name]}
-                for masks, cut in zip(found, cuts(one, [share[i] for share in shares], largest=largest), strict=True):
-                    masks.update(apply_cut(one, cut, largest=largest))
+                own = apply_cuts(one, cuts(one, [share[i] for share in shares], largest=largest), largest=largest)
+                for masks, part in zip(found, own, strict=True):
+                    masks.update(part)
         else:
-            found = [apply_cut(scores, cut, largest=largest) for cut in cuts(scores, counts, largest=largest)]
+            found = apply_cuts(scores, cuts(scores, counts, largest=largest), largest=largest)
         base = facts or MaskFacts()
         return [
             cls(masks, base.model_copy(update={"density": density, "per_layer": per_layer}))

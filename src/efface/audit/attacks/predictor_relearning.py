@@ -27,6 +27,7 @@ from transformers import TrainerCallback
 
 from efface.data.request import Request, data_digest
 from efface.errors import InputError, RequestError
+from efface.run.cost import Cost
 from efface.run.digests import digest_value
 from efface.run.files import read_json, write_json
 from efface.run.settings import Settings
@@ -121,7 +122,7 @@ def aim(original: Predictor, request: Request, config: RelearnTimeConfig, *, wat
 
 def relearn_time(
     subject: Predictor, request: Request, bound: float, config: RelearnTimeConfig, *, watched: Dataset | None = None,
-    cache: Path | None = None,
+    cost: Cost | None = None, cache: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train a model until its figure on the watched rows is at most `bound`; it comes back bit for bit.
 
@@ -167,6 +168,8 @@ def relearn_time(
                 subject.model.train(mode)
         subject.changed()
         assert subject.digest == before, "the attack must leave the model as it was"
+    if cost is not None:
+        cost.items += until.steps[-1] * schedule.batch_size + len(until.steps) * len(until.watched)
     found = {
         "reached": until.reached, "steps": until.steps[-1] if until.reached else None, "bound": bound, "budget": schedule.steps,
         "curve": {"steps": until.steps, "values": until.values},

@@ -1,9 +1,9 @@
 """Accuracy of a classifier on what was to be forgotten and on what was to be kept, and errors of a regressor.
 
 The four figures of papers on forgetting in classifiers (UA, MIA efficacy, RA, TA; arXiv 2304.04934) and the average gap; for
-regressors the error on each set and two distances to the retrained model's predictions: of the distributions (Wasserstein-1)
-and of the pairs, since a model with the right predictions for the wrong rows has a distance of distributions of 0
-(arXiv 2210.08196, its metrics).
+regressors the error on each set, a membership attack on it, and two distances to the retrained model's predictions: of the
+distributions (Wasserstein-1) and of the pairs, since a model with the right predictions for the wrong rows has a distance of
+distributions of 0 (arXiv 2210.08196, its metrics).
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from efface.audit.evidence import Evidence, compare
+from efface.audit.evidence import ROLES, Evidence, compare
 from efface.audit.finding import Direction, Estimate, Finding, Threshold
 from efface.audit.metrics.classification import Report, accuracy, average_gap, error, report
 from efface.audit.metrics.distances import wasserstein
 from efface.audit.metrics.intervals import bootstrap, bootstrap_mean
+from efface.audit.metrics.regression import LEAST, LossAttack, RegressionReport, mae
+from efface.audit.metrics.regression import report as regression_report
 from efface.audit.predictions import Predictions
 
 Floats = npt.NDArray[np.float64]
 RESAMPLES = 1000
 NEEDS_TEST = "needs rows that the model has never seen (--holdout)"
+NEEDS_SIDES = f"needs {LEAST} or more rows to keep and as many that the model has never seen (--holdout)"
 NEEDS_RETRAINED = "needs a retrained model (--against)"
 
 
@@ -147,13 +150,32 @@ def _gap(evidence: Evidence, role: str, made: dict[str, Report]) -> Estimate:
     return Estimate(value=plain, low=min(float(low), plain), high=max(float(high), plain), n=len(sets["forget"]))
 
 
+def regression_reports(evidence: Evidence) -> dict[str, RegressionReport]:
+    """The figures of every regressor that has all three tables."""
+    found: dict[str, RegressionReport] = {}
+    for role in ROLES:
+        tables = [evidence.prediction(role, name) for name in ("forget", "retain", "holdout")]
+        if all(table is not None for table in tables):
+            found[role] = regression_report(*tables, seed=evidence.config.seed)  # type: ignore[arg-type]
+    return found
+
+
 def regression(evidence: Evidence) -> list[Finding]:
     """Errors on every set, the fit of what was to be forgotten, and two distances to the retrained model's predictions."""
     seed, limits = evidence.config.seed, evidence.config.thresholds
     kept = Threshold(quantity="ratio", relation="<=", bound=limits.error_ratio)
 
+    made = regression_reports(evidence)
+
     def absolute(table: Predictions) -> Estimate:
-        return bootstrap_mean(np.abs(table.outputs[:, 0] - table.targets), seed=seed)
+        return mae(table, seed=seed)
+
+    def attack(figure: Callable[[LossAttack], Estimate]) -> Callable[[str], Estimate | None]:
+        def value(role: str) -> Estimate | None:
+            own = made[role].attack if role in made else None
+            return None if own is None else figure(own)
+
+        return value
 
     def fit(table: Predictions) -> Estimate:
         return bootstrap_mean(np.exp(table.own_logp), seed=seed)
@@ -185,6 +207,14 @@ def regression(evidence: Evidence) -> list[Finding]:
         compare(evidence, "regressor/paired", "Distance of the predictions, row by row",
                 "Mean distance to the retrained model's prediction of the same row.",
                 "forgetting", "lower", between(paired), reason=NEEDS_RETRAINED),
+        compare(evidence, "regressor/mia", "Rows that an attack on the error calls members",
+                "Share of the forget set that an attack on the absolute error, fitted on retain against test rows, calls "
+                "training rows. The retrained model's share is the aim; where the attack's own AUC is near 0.5 it says nothing.",
+                "privacy", "retrained", attack(lambda own: own.member), reason=NEEDS_SIDES,
+                threshold=Threshold(quantity="gap", relation="<=", bound=limits.accuracy_gap)),
+        compare(evidence, "regressor/mia_own_auc", "The error attack's own AUC",
+                "How well the attack tells retain rows from test rows that it was not fitted on: 0.5 is a coin.",
+                "privacy", "none", attack(lambda own: own.own_auc), reason=NEEDS_SIDES),
     ]  # fmt: skip
     for name in evidence.sets():
         gone = name.startswith("forget")

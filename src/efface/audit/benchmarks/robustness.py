@@ -1,4 +1,4 @@
-"""What the two attacks on the weights say: relearning speed and transfer, and recovery by rounding.
+"""What the attacks on the weights say: relearning speed, transfer and time, and recovery by rounding.
 
 Definitions (arXiv 2506.09227 and the suite's papers): S = steps of the unlearned model to 90 % of the original's score,
 over the same steps of the retrained model; transfer = gain on the half that was not trained on, minus the retrained
@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from efface.audit.evidence import Evidence
+from efface.audit.attacks.predictor_relearning import anamnesis
+from efface.audit.evidence import ROLES, Evidence, compare
 from efface.audit.finding import Estimate, Finding, Threshold, judge, not_measured
 from efface.audit.metrics.intervals import bootstrap
 from efface.audit.metrics.tofu import probability
@@ -140,6 +141,47 @@ def _recovery(evidence: Evidence, width: str) -> Finding:
         metric=name, title=title, meaning=meaning, group="robustness", direction="lower", unlearned=value,
         threshold=bound, verdict="informative",
     ))  # fmt: skip
+
+
+def relearn_time_findings(evidence: Evidence) -> list[Finding]:
+    """Of a classifier or a regressor: steps until its error is near the original's again, and the anamnesis index."""
+    results: dict[str, Any] = {role: evidence.attack("relearn_time", role) for role in ROLES}
+    own, other = results["unlearned"], results["retrained"]
+    margin = evidence.config.relearn_time.margin
+    steps = (
+        f"Optimiser steps on the attacker's rows until the model is within {margin:.0%} of the original on what was to be "
+        "forgotten. The retrained model's are the aim."
+    )
+    ratio = (
+        "Steps of the unlearned model over those of the retrained one (AIN). 1: as slow as a model that never knew. Near 0 the "
+        "knowledge is still there; far above 1 the model stands out by refusing it."
+    )
+    why = (
+        "needs the original, a retrained model (--against) and the rows that were kept, or relearn_time.train_on=forget"
+    )
+    said = None if own is None or other is None else anamnesis(own, other)
+
+    def taken(role: str) -> Estimate | None:
+        result = results[role]
+        return None if result is None or not result["reached"] else Estimate(value=float(result["steps"]))
+
+    found = [compare(evidence, "robustness/relearn_steps", "Steps to relearn", steps, "robustness", "retrained", taken,
+                     reason=why if said is None else said["words"], unit="steps")]  # fmt: skip
+    name, title = "robustness/anamnesis", "Relearn time over the retrained model's"
+    if said is None or said["ain"] is None:
+        reason = why if said is None else said["words"]
+        return [*found, not_measured(name, title, ratio, "robustness", reason, "higher")]
+    bound = Threshold(quantity="value", relation=">=", bound=evidence.config.thresholds.relearning_speed)
+    judged = judge(Finding(
+        metric=name, title=title, meaning=ratio, group="robustness", direction="higher", threshold=bound, verdict="informative",
+        unlearned=Estimate(value=said["ain"]), retrained=Estimate(value=1.0),
+    ))  # fmt: skip
+    return [*found, judged.model_copy(update={"reason": f"{judged.reason} ({said['words']})"})]
+
+
+def predictor_relearning_findings(evidence: Evidence) -> list[Finding]:
+    """Of a classifier or a regressor: those of every model, and the relearn time."""
+    return [*relearning_findings(evidence), *relearn_time_findings(evidence)]
 
 
 def relearning_findings(evidence: Evidence) -> list[Finding]:

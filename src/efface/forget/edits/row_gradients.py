@@ -28,11 +28,11 @@ from efface.train.gradient_stats import (
     CACHED_NUMBERS,
     SAMPLE_NUMBERS,
     GradStats,
-    _no_look_for_padding,
-    _shape,
-    _stacked,
     accumulate,
+    no_look_for_padding,
     own_parameters,
+    shape_of,
+    stacked,
 )
 from efface.train.reference import cache_folder, rows_digest
 
@@ -48,12 +48,12 @@ def shaped(subject: Learner, rows: Sequence[Any], numbers: int) -> Iterator[tupl
     """
     groups: dict[Any, list[int]] = {}
     for index, row in enumerate(rows):
-        groups.setdefault(_shape(row), []).append(index)
+        groups.setdefault(shape_of(row), []).append(index)
     size = max(1, SAMPLE_NUMBERS // max(1, numbers))
     for _, members in sorted(groups.items()):
         for start in range(0, len(members), size):
             part = members[start : start + size]
-            yield part, _stacked(subject, [rows[i] for i in part])
+            yield part, stacked(subject, [rows[i] for i in part])
 
 
 def sample_gradients(
@@ -86,7 +86,7 @@ def sample_gradients(
 
     each = vmap(grad(one), in_dims=(None, 0), randomness="error")
     # torch's fused attention kernels have no batching rule; the plain one is arithmetic that vmap knows
-    with subject.evaluating(), _no_look_for_padding(subject.model), sdpa_kernel(SDPBackend.MATH):
+    with subject.evaluating(), no_look_for_padding(subject.model), sdpa_kernel(SDPBackend.MATH):
         for part, batch in shaped(subject, rows, sum(p.numel() for p in own.values())):
             yield part, {name: g.detach() for name, g in each(values, batch).items()}
 

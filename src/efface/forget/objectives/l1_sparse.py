@@ -25,10 +25,8 @@ from transformers import TrainerCallback
 
 from efface.catalog import Card, Taxonomy
 from efface.data.request import Request
-from efface.forget.edit import Edit
 from efface.forget.method import FitConfig, Fitted, Method, train_edit
 from efface.forget.objective import Prepared
-from efface.run.files import write_json
 from efface.subjects.learner import Learner
 from efface.train.gradient_stats import own_parameters
 from efface.train.mask_selectors import MaskRows
@@ -164,14 +162,7 @@ class L1Sparse(Method):
         )  # fmt: skip
         (fading,) = run.callbacks
         found = {"share_below_before": before, "share_below": fading.share}
-        return Fitted(_with_findings(fitted.edit, found), fitted.costs, [*fitted.log, found])
-
-
-def _with_findings(edit: Edit, found: dict[str, Any]) -> Edit:
-    """The edit with what was found about its weights beside its configuration."""
-    facts = edit.facts.model_copy(update={"config": {**edit.facts.config, "weights": found}})
-    write_json(edit.folder / "edit.json", facts.model_dump(mode="json"))
-    return type(edit)(edit.folder)
+        return Fitted(fitted.edit.with_findings("weights", found), fitted.costs, [*fitted.log, found])
 
 
 METHOD = L1Sparse()

@@ -40,7 +40,6 @@ from efface.forget.method import FitConfig, Fitted, train_edit
 from efface.forget.objective import ForgetBatch, ObjectiveConfig, ObjectiveMethod
 from efface.forget.retain import retain_stream
 from efface.run.cost import measure_cost
-from efface.run.files import write_json
 from efface.subjects.answers import AnswerLogits
 from efface.subjects.causal_lm import CausalLM
 from efface.train.streams import Stream
@@ -195,7 +194,7 @@ class WhoIsHarryPotter(ObjectiveMethod):
         fitted = train_edit(
             self, subject, run.schedule, run.loss, config, work=work / "distil", out=out, mask_rows=run.mask_rows
         )
-        return Fitted(_with_findings(fitted.edit, found), [cost, *fitted.costs], [found, *fitted.log])
+        return Fitted(fitted.edit.with_findings("labels", found), [cost, *fitted.costs], [found, *fitted.log])
 
 
 def _stream(blocks: Sequence[Block], labels: Labels) -> Stream:
@@ -271,13 +270,6 @@ def _warn(found: dict[str, Any]) -> None:
             "and the labels are noise; lower reinforce_learning_rate, reinforce_epochs or alpha",
             stacklevel=4,
         )
-
-
-def _with_findings(edit: Edit, found: dict[str, Any]) -> Edit:
-    """The edit with what was found about its labels beside its configuration."""
-    facts = edit.facts.model_copy(update={"config": {**edit.facts.config, "labels": found}})
-    write_json(edit.folder / "edit.json", facts.model_dump(mode="json"))
-    return type(edit)(edit.folder)
 
 
 METHOD = WhoIsHarryPotter(CARD, WhoIsHarryPotterConfig, loss)
