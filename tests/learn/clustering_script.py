@@ -46,8 +46,8 @@ class Wide(Encoder):
         return pooled
 
 
-def module_of(name: str) -> LearnModule:
-    """The module on a small encoder without batch norm, in training mode; an epoch is two steps."""
+def module_of(name: str, **more: Any) -> LearnModule:
+    """The module on a small encoder without batch norm, in training mode, with `more` settings; an epoch is two steps."""
     start = StartConfig(architecture="conv", channels=(8, 16), norm="group", image_size=SIDE, patch=4)
     recipe, settings = SETTINGS[name]
     module = find(recipe, "learn").module
@@ -56,7 +56,7 @@ def module_of(name: str) -> LearnModule:
     subject._width = 16
     torch.manual_seed(1)
     lesson = Lesson(rows=2 * ROWS, steps=STEPS, batch_size=ROWS, inputs=lambda rows: {})
-    made: LearnModule = module.RECIPE.build(subject, module.CONFIG.parse(settings), lesson)
+    made: LearnModule = module.RECIPE.build(subject, module.CONFIG.parse(settings | more), lesson)
     return made.double().train()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clustering_script import SETTINGS, batch_of, module_of
+from clustering_script import batch_of, module_of
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as Pictures
 from safetensors.torch import load_file
@@ -49,9 +49,7 @@ def pictures() -> Dataset:
 
 def beclr(**more: Any) -> BeclrModule:
     """The module of `clustering_script`, with other settings; an epoch is two steps."""
-    name, settings = SETTINGS["beclr"]
-    SETTINGS["beclr-here"] = (name, settings | more)
-    made = module_of("beclr-here")
+    made = module_of("beclr", **more)
     assert isinstance(made, BeclrModule)
     return made
 

@@ -74,7 +74,7 @@ def test_opta_gains_most_at_one_shot_and_results_are_labelled() -> None:
     rows, labels = clouds(noise=1.3)
     gains = []
     for shots in (1, 5):
-        found = episode_scores(rows, labels, EpisodeConfig(shots=shots, episodes=40))
+        found = episode_scores(rows, labels, EpisodeConfig(shots=shots, episodes=20))
         assert found["prototypes"].kind == "inductive"
         assert found["opta"].kind == "transductive"
         gains.append(found["opta"].accuracy - found["prototypes"].accuracy)
@@ -84,18 +84,18 @@ def test_opta_gains_most_at_one_shot_and_results_are_labelled() -> None:
 
 def test_the_interval_is_of_the_episodes() -> None:
     rows, labels = clouds(rows=20)
-    score = episode_scores(rows, labels, EpisodeConfig(episodes=20, queries=5))["prototypes"]
-    assert len(score.episodes) == 20
+    score = episode_scores(rows, labels, EpisodeConfig(episodes=5, queries=5))["prototypes"]
+    assert len(score.episodes) == 5
     assert score.accuracy == pytest.approx(np.mean(score.episodes))
-    assert score.high - score.low == pytest.approx(2 * 1.96 * np.std(score.episodes, ddof=1) / np.sqrt(20))
-    again = episode_scores(rows, labels, EpisodeConfig(episodes=20, queries=5))["prototypes"]
+    assert score.high - score.low == pytest.approx(2 * 1.96 * np.std(score.episodes, ddof=1) / np.sqrt(5))
+    again = episode_scores(rows, labels, EpisodeConfig(episodes=5, queries=5))["prototypes"]
     assert again == score
 
 
 def test_known_masses_mend_unbalanced_queries() -> None:
     rows, labels = clouds(rows=60, noise=0.7)
     counts = (2, 2, 2, 2, 40)
-    config = EpisodeConfig(episodes=20, queries=counts, shots=1)
+    config = EpisodeConfig(episodes=10, queries=counts, shots=1)
     blind = episode_scores(rows, labels, config)
     told = episode_scores(rows, labels, config, masses=np.array(counts, dtype=float))
     assert told["prototypes"] == blind["prototypes"]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clustering_script import SETTINGS, batch_of, module_of
+from clustering_script import batch_of, module_of
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as Pictures
 from safetensors.torch import load_file
@@ -51,9 +51,7 @@ def pictures() -> Dataset:
 
 def swav(**more: Any) -> SwavModule:
     """The module of `clustering_script`, with other settings."""
-    name, settings = SETTINGS["swav"]
-    SETTINGS["swav-here"] = (name, settings | more)
-    made = module_of("swav-here")
+    made = module_of("swav", **more)
     assert isinstance(made, SwavModule)
     return made
 

@@ -171,7 +171,7 @@ class BeclrModule(LearnModule):
         epoch = int(int(self.done) / self.epoch_steps + 1e-6)
         for name, memory in self.memories.items():
             memory.push(z[name].detach().flatten(0, 1), ids.repeat(2), epoch)  # type: ignore[operator]
-        numbers = {"teacher_spread": float(z["teacher"].flatten(0, 1).std(0).mean())}
+        numbers = {"teacher_spread": float(z["teacher"].detach().flatten(0, 1).std(0).mean())}
         found = None
         if epoch >= config.memory_start and all(memory.ready for memory in self.memories.values()):
             found, alone = self._neighbours(z, ids)
