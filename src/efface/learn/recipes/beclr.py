@@ -154,7 +154,7 @@ class BeclrModule(LearnModule):
         student = self.online[1](self.subject.features(_joined([inputs for inputs, _ in seen])))
         predicted = self.predictor(student)
         with torch.no_grad():
-            taught = self.teacher.module[1](self.shadow.features(_joined(views)))  # type: ignore[index,operator]
+            taught = self.teacher.module[1](self.shadow.features(_joined(views)))  # type: ignore[index]
         found = {"student": student, "predictor": predicted, "teacher": taught}
         return {name: _gathered(rows) for name, rows in found.items()}, sum(share for _, share in seen) / len(seen)
 
@@ -170,7 +170,8 @@ class BeclrModule(LearnModule):
         config = self.settings
         epoch = int(int(self.done) / self.epoch_steps + 1e-6)
         for name, memory in self.memories.items():
-            memory.push(z[name].detach().flatten(0, 1), ids.repeat(2), epoch)  # type: ignore[operator]
+            assert isinstance(memory, ClusteredMemory)
+            memory.push(z[name].detach().flatten(0, 1), ids.repeat(2), epoch)
         numbers = {"teacher_spread": float(z["teacher"].detach().flatten(0, 1).std(0).mean())}
         found = None
         if epoch >= config.memory_start and all(memory.ready for memory in self.memories.values()):
@@ -186,9 +187,10 @@ class BeclrModule(LearnModule):
         """By stream: neighbours [2, B, k, D] and their items [2, B, k]; and how often a cluster was too small."""
         found, alone = {}, []
         for name, memory in self.memories.items():
-            places, small = memory.neighbours(z[name].detach().flatten(0, 1), ids.repeat(2), self.settings.topk)  # type: ignore[operator]
-            places = places.unflatten(0, z[name].shape[:2])
-            found[name] = (memory.rows(places), memory.ring.ids[places])  # type: ignore[operator]
+            assert isinstance(memory, ClusteredMemory)
+            places, small = memory.neighbours(z[name].detach().flatten(0, 1), ids.repeat(2), self.settings.topk)
+            places = places.view(*z[name].shape[:2], -1)
+            found[name] = (memory.rows(places), memory.ring.ids[places])
             alone.append(float(small.float().mean()))
         return found, sum(alone) / len(alone)
 
