@@ -10,6 +10,7 @@ Three seeds; finished models are kept in EFFACE_CACHE, so that the command goes 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ OWN: dict[str, dict[str, Any]] = {
     "moco": {**SMALL, "temperature": 0.2},
     "moco-dcl": SMALL,
     "cacr-moco": SMALL,
-    "mochi": {**SMALL, "hard": 64, "mixed": 32, "with_anchor": 16},
+    "mochi": {**SMALL, "hard": 64, "mixed": 32, "with_anchor": 16, "synthesis_epoch": 1.0},
     "swav": {"prototypes": 50, "small_crops": 0, "queue_size": 0, "hidden": 128},
     "beclr": {"clusters": 30, "rows_per_cluster": 16, "memory_start": 3, "recluster": 3, "mask_patch": 2},
     "pixpro": PIXELS,
@@ -87,6 +88,7 @@ def table(world: str) -> Comparison:
 
 
 if __name__ == "__main__":
+    print((Path(__file__).parent / "head.md").read_text(encoding="utf-8").rstrip())
     for name in sys.argv[1:] or list(WORLDS):
         found = table(name)
         print(f"\n### {name}: {found.rows} rows to train on, {found.unseen} unseen\n\n{markdown(found)}", flush=True)

@@ -301,10 +301,11 @@ def test_recipes_run_on_three_views(recipe: str, tmp_path: Path) -> None:
     centres = rng.normal(size=(4, 6))
     arrays = [(centres[i % 4] + 0.2 * rng.normal(size=6)).astype("float32").tolist() for i in range(32)]
     rows = Dataset.from_dict({"id": [str(i) for i in range(32)], "features": arrays})
-    small: dict[str, Any] = {"start": {"widths": (16, 8)}, "batch_size": 8, "epochs": 6, "learning_rate": 3e-3}
+    small: dict[str, Any] = {"start": {"widths": (16, 8)}, "batch_size": 8, "epochs": 8, "learning_rate": 1e-2}
+    small["feature_views"] = {"corrupt": 0.1}
     looks = 2 if recipe == "mv-dhel" else 0
     model = learn(recipe, rows, tmp_path / "model", n_views=3, evaluations=looks, **small)
     assert efface.load(tmp_path / "model").digest == model.digest
     losses = [loss for _, loss in read_json(tmp_path / "model" / "learn.json")["losses"]]
     assert all(map(math.isfinite, losses))
-    assert losses[-1] < losses[0]
+    assert sum(losses[-4:]) < sum(losses[:4])  # passes over the data, not single batches

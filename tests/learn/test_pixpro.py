@@ -122,7 +122,7 @@ def test_images_without_a_match_do_not_dilute_the_mean(name: str) -> None:
     none, _ = model(batch_of(slice(0, 2)))
     assert numbers["matched"] <= 0.75
     torch.testing.assert_close(whole, rest)
-    assert float(none) == 0
+    assert float(none.detach()) == 0
     none.backward()
 
 
