@@ -329,3 +329,17 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytes
     learn("supremix", arrays(), tmp_path / "model", **more)
     whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "model"))
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def test_chunks_of_a_head_on_batch_norm_are_refused(tmp_path: Path) -> None:
+    """The encoder is in evaluation mode when the run is built, and in training mode when its chunks would be taken."""
+    from efface.lab.digit_learning import START, digit_pixels, pictures
+
+    pixels, labels = digit_pixels()
+    rows = (
+        pictures(pixels[:12], labels[:12], range(12))
+        .remove_columns("label")
+        .add_column("target", [float(i) for i in range(12)])
+    )
+    with pytest.raises(ConfigError, match="BatchNorm2d"):
+        learn("regression-head", rows, tmp_path / "model", chunk=4, batch_size=8, epochs=1, start=START)

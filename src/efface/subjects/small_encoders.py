@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import torch
@@ -115,11 +114,6 @@ class VectorEncoder(PreTrainedModel):  # type: ignore[misc]
             raise InputError(f"features of shape {list(features.shape)}", f"{self.config.inputs} values a row")
         found = self.layers((flat - self.mean) / self.deviation)
         return BaseModelOutputWithPooling(last_hidden_state=found[:, None], pooler_output=found)
-
-
-def values_of(shape: tuple[int, ...]) -> int:
-    """Values of a row of this shape."""
-    return math.prod(shape)
 
 
 AutoConfig.register(CONV, ConvEncoderConfig)

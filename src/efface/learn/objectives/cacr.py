@@ -33,7 +33,7 @@ from torch.utils.checkpoint import checkpoint
 from efface.catalog import Card
 from efface.errors import InputError
 from efface.learn.objective import ContrastiveConfig, Embedded, Recipe
-from efface.learn.views.images import ViewConfig
+from efface.learn.objectives.multi_view import draws
 from efface.numerics.contrast import check_marks, wide
 from efface.numerics.masks import TILE, Mask, Same, Shifted, slices
 from efface.numerics.multi_view import as_views, check_views, pair_logits
@@ -72,11 +72,6 @@ class CACRConfig(ContrastiveConfig):
     tau_plus: float | None = Field(
         None, gt=0, lt=1, description="debias: share of hidden positives among negatives; paper: off, else 0.1"
     )
-
-
-def draws(config: CACRConfig) -> Sequence[ViewConfig]:
-    """`n_views` views of one kind."""
-    return [config.views] * config.n_views
 
 
 def cacr(

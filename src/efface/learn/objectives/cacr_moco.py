@@ -21,7 +21,8 @@ from torch import Tensor
 from efface.catalog import Card
 from efface.errors import InputError
 from efface.learn.objective import Embedded, Recipe
-from efface.learn.objectives.cacr import CACRConfig, debiased, draws, repulsion_rows, share_of_loss, weighed
+from efface.learn.objectives.cacr import CACRConfig, debiased, repulsion_rows, share_of_loss, weighed
+from efface.learn.objectives.multi_view import draws
 from efface.numerics.contrast import check_pair, shape, wide
 from efface.numerics.masks import Same
 

@@ -73,12 +73,24 @@ def moco_losses(
     own = paired_logits(first, keys.detach(), scale)
     if queue is None or len(queue) == 0:
         return 0 * own  # nothing to be told from yet
+    return softplus(queue_energies(first, queue, scale, ids=ids, queue_ids=queue_ids, tile=tile) - own)
+
+
+def queue_energies(
+    first: Tensor, queue: Tensor, scale: Tensor | float, *, ids: Tensor | None = None, queue_ids: Tensor | None = None,
+    tile: int | None = None,
+) -> Tensor:  # fmt: skip
+    """log sum_k exp(scale <q_i, k>) over the keys of other items -> [B]; -inf where there is none.
+
+    Raises:
+        InputError: a queue that is not [K, D]; ids that are not integers of the right shape.
+    """
     if queue.ndim != 2 or queue.shape[1] != first.shape[1]:
         raise InputError(f"a queue {shape(queue)} for embeddings {shape(first)}", f"keys [K, {first.shape[1]}]")
     exclude = None
     if ids is not None and queue_ids is not None:
         exclude = Same(check_marks("ids", ids, len(first)), check_marks("ids of the queue", queue_ids, len(queue)))
-    return softplus(lse_or_nothing(first, queue.detach(), scale, exclude=exclude, tile=tile) - own)
+    return lse_or_nothing(first, queue.detach(), scale, exclude=exclude, tile=tile)
 
 
 def _loss(batch: Embedded, config: MoCoConfig) -> tuple[Tensor, dict[str, float]]:

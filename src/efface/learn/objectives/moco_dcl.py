@@ -15,11 +15,9 @@ from pydantic import Field
 from torch import Tensor
 
 from efface.catalog import Card
-from efface.errors import InputError
 from efface.learn.objective import Embedded, Recipe
-from efface.learn.objectives.moco import MoCoConfig
-from efface.numerics.contrast import check_marks, check_pair, lse_or_nothing, paired_logits, scale_of, shape
-from efface.numerics.masks import Same
+from efface.learn.objectives.moco import MoCoConfig, queue_energies
+from efface.numerics.contrast import check_pair, paired_logits, scale_of
 
 CARD = Card(
     name="moco-dcl",
@@ -59,12 +57,7 @@ def moco_dcl_losses(
     own = paired_logits(first, keys.detach(), scale)
     if queue is None or len(queue) == 0:
         return 0 * own  # nothing to be told from yet
-    if queue.ndim != 2 or queue.shape[1] != first.shape[1]:
-        raise InputError(f"a queue {shape(queue)} for embeddings {shape(first)}", f"keys [K, {first.shape[1]}]")
-    exclude = None
-    if ids is not None and queue_ids is not None:
-        exclude = Same(check_marks("ids", ids, len(first)), check_marks("ids of the queue", queue_ids, len(queue)))
-    energies = lse_or_nothing(first, queue.detach(), scale, exclude=exclude, tile=tile)
+    energies = queue_energies(first, queue, scale, ids=ids, queue_ids=queue_ids, tile=tile)
     return torch.where(energies == -torch.inf, 0 * own, energies - own)
 
 

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from efface.catalog import Card
-from efface.learn.objective import Embedded, Recipe
-from efface.learn.objectives.multi_view import MultiViewConfig, draws, pair_cosines
+from efface.learn.objective import Recipe
+from efface.learn.objectives.multi_view import MultiViewConfig, draws, mean_over_items, step_of
 from efface.learn.objectives.nt_xent import nt_xent_losses
-from efface.numerics.contrast import check_marks, scale_of, wide
-from efface.numerics.multi_view import as_views, check_views
+from efface.numerics.contrast import wide
 
 CARD = Card(
     name="mv-avg",
@@ -53,10 +52,7 @@ def mv_avg(
     Raises:
         InputError: see `as_views` and `check_pair`; T <= 0; ids that are not [B] integers.
     """
-    scale, z = scale_of(temperature), as_views(views)
-    check_views(z, z, scale)
-    ids = None if ids is None else check_marks("ids", ids, len(z[0]))
-    return mv_avg_losses(z, z, scale, ids=ids, ids_all=ids, tile=tile).mean()
+    return mean_over_items(mv_avg_losses, views, temperature, ids=ids, tile=tile)
 
 
 def mv_avg_losses(
@@ -85,14 +81,5 @@ def sum_of(views: Sequence[Tensor]) -> Tensor:
     return torch.stack([wide(view) for view in views]).sum(0)
 
 
-def _loss(batch: Embedded, config: MVAvgConfig) -> tuple[Tensor, dict[str, float]]:
-    check_views(batch.views, batch.views_all, batch.scale)
-    losses = mv_avg_losses(
-        batch.views, batch.views_all, batch.scale, start=batch.start, ids=batch.ids if config.unique_ids else None,
-        ids_all=batch.ids_all, tile=config.tile,
-    )  # fmt: skip
-    return losses.sum() / batch.total, pair_cosines(batch.views)
-
-
 CONFIG = MVAvgConfig
-RECIPE = Recipe(CARD, CONFIG, _loss, takes="views", draws=draws)
+RECIPE = Recipe(CARD, CONFIG, step_of(mv_avg_losses), takes="views", draws=draws)

@@ -20,10 +20,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from efface.catalog import Card
-from efface.learn.objective import Embedded, Recipe
-from efface.learn.objectives.multi_view import MultiViewConfig, draws, pair_cosines
-from efface.numerics.contrast import check_marks, scale_of
-from efface.numerics.multi_view import as_views, check_views, energies_within, pair_logits, unordered
+from efface.learn.objective import Recipe
+from efface.learn.objectives.multi_view import MultiViewConfig, draws, mean_over_items, step_of
+from efface.numerics.multi_view import energies_within, pair_logits, unordered
 
 CARD = Card(
     name="mv-dhel",
@@ -57,10 +56,7 @@ def mv_dhel(
     Raises:
         InputError: see `as_views` and `check_pair`; T <= 0; ids that are not [B] integers.
     """
-    scale, z = scale_of(temperature), as_views(views)
-    check_views(z, z, scale)
-    ids = None if ids is None else check_marks("ids", ids, len(z[0]))
-    return mv_dhel_losses(z, z, scale, ids=ids, ids_all=ids, tile=tile).mean()
+    return mean_over_items(mv_dhel_losses, views, temperature, ids=ids, tile=tile)
 
 
 def mv_dhel_losses(
@@ -76,14 +72,5 @@ def mv_dhel_losses(
     return energies.sum(0) - unordered(pair_logits(views, scale)).logsumexp(1)
 
 
-def _loss(batch: Embedded, config: MVDHELConfig) -> tuple[Tensor, dict[str, float]]:
-    check_views(batch.views, batch.views_all, batch.scale)
-    losses = mv_dhel_losses(
-        batch.views, batch.views_all, batch.scale, start=batch.start, ids=batch.ids if config.unique_ids else None,
-        ids_all=batch.ids_all, tile=config.tile,
-    )  # fmt: skip
-    return losses.sum() / batch.total, pair_cosines(batch.views)
-
-
 CONFIG = MVDHELConfig
-RECIPE = Recipe(CARD, CONFIG, _loss, takes="views", draws=draws)
+RECIPE = Recipe(CARD, CONFIG, step_of(mv_dhel_losses), takes="views", draws=draws)

@@ -25,10 +25,9 @@ from pydantic import Field
 from torch import Tensor
 
 from efface.catalog import Card
-from efface.learn.objective import Embedded, Recipe
-from efface.learn.objectives.multi_view import MultiViewConfig, draws, pair_cosines
-from efface.numerics.contrast import check_marks, scale_of
-from efface.numerics.multi_view import as_views, check_views, energies_among, pair_logits, unordered
+from efface.learn.objective import Recipe
+from efface.learn.objectives.multi_view import MultiViewConfig, draws, mean_over_items, step_of
+from efface.numerics.multi_view import energies_among, pair_logits, unordered
 
 CARD = Card(
     name="mv-infonce",
@@ -68,10 +67,7 @@ def mv_infonce(
     Raises:
         InputError: see `as_views` and `check_pair`; T <= 0; ids that are not [B] integers.
     """
-    scale, z = scale_of(temperature), as_views(views)
-    check_views(z, z, scale)
-    ids = None if ids is None else check_marks("ids", ids, len(z[0]))
-    return mv_infonce_losses(z, z, scale, within_view=within_view, ids=ids, ids_all=ids, tile=tile).mean()
+    return mean_over_items(mv_infonce_losses, views, temperature, ids=ids, tile=tile, within_view=within_view)
 
 
 def mv_infonce_losses(
@@ -90,14 +86,11 @@ def mv_infonce_losses(
     return energies.logsumexp(0) - agreement
 
 
-def _loss(batch: Embedded, config: MVInfoNCEConfig) -> tuple[Tensor, dict[str, float]]:
-    check_views(batch.views, batch.views_all, batch.scale)
-    losses = mv_infonce_losses(
-        batch.views, batch.views_all, batch.scale, within_view=config.within_view, start=batch.start,
-        ids=batch.ids if config.unique_ids else None, ids_all=batch.ids_all, tile=config.tile,
-    )  # fmt: skip
-    return losses.sum() / batch.total, pair_cosines(batch.views)
-
-
 CONFIG = MVInfoNCEConfig
-RECIPE = Recipe(CARD, CONFIG, _loss, takes="views", draws=draws)
+RECIPE = Recipe(
+    CARD,
+    CONFIG,
+    step_of(mv_infonce_losses, lambda config: {"within_view": config.within_view}),
+    takes="views",
+    draws=draws,
+)

@@ -16,11 +16,9 @@ from itertools import combinations
 from torch import Tensor
 
 from efface.catalog import Card
-from efface.learn.objective import Embedded, Recipe
-from efface.learn.objectives.multi_view import MultiViewConfig, draws, pair_cosines
+from efface.learn.objective import Recipe
+from efface.learn.objectives.multi_view import MultiViewConfig, draws, mean_over_items, step_of
 from efface.learn.objectives.nt_xent import nt_xent_losses
-from efface.numerics.contrast import check_marks, scale_of
-from efface.numerics.multi_view import as_views, check_views
 
 CARD = Card(
     name="mv-pwe",
@@ -54,10 +52,7 @@ def mv_pwe(
     Raises:
         InputError: see `as_views` and `check_pair`; T <= 0; ids that are not [B] integers.
     """
-    scale, z = scale_of(temperature), as_views(views)
-    check_views(z, z, scale)
-    ids = None if ids is None else check_marks("ids", ids, len(z[0]))
-    return mv_pwe_losses(z, z, scale, ids=ids, ids_all=ids, tile=tile).mean()
+    return mean_over_items(mv_pwe_losses, views, temperature, ids=ids, tile=tile)
 
 
 def mv_pwe_losses(
@@ -80,14 +75,5 @@ def mv_pwe_losses(
     return losses / len(pairs)
 
 
-def _loss(batch: Embedded, config: MVPWEConfig) -> tuple[Tensor, dict[str, float]]:
-    check_views(batch.views, batch.views_all, batch.scale)
-    losses = mv_pwe_losses(
-        batch.views, batch.views_all, batch.scale, start=batch.start, ids=batch.ids if config.unique_ids else None,
-        ids_all=batch.ids_all, tile=config.tile,
-    )  # fmt: skip
-    return losses.sum() / batch.total, pair_cosines(batch.views)
-
-
 CONFIG = MVPWEConfig
-RECIPE = Recipe(CARD, CONFIG, _loss, takes="views", draws=draws)
+RECIPE = Recipe(CARD, CONFIG, step_of(mv_pwe_losses), takes="views", draws=draws)

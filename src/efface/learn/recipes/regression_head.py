@@ -103,7 +103,7 @@ class RegressionModule(LearnModule):
         self.backbone, self.settings = subject.model, config
         self.head = Head(subject.width, float(values.mean()), float(values.std(correction=0)))
         if config.chunk is not None and not config.freeze:
-            refuse_batch_norm(subject.model)
+            refuse_batch_norm(subject.model, training=True)
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """The loss in units of the numbers' deviation; logs the mean absolute error in their own unit."""

@@ -18,7 +18,6 @@ activations a step holds V [b, K] scores and for codes [b + queue, K].
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +38,7 @@ from efface.learn.objective import ContrastiveConfig, Recipe
 from efface.learn.views.images import ViewConfig
 from efface.numerics.contrast import wide
 from efface.numerics.transport import balanced_codes, soft_cross_entropy
+from efface.run.files import make_folder, read_json, storage, write_json
 from efface.train.gather import gather_plain, processes, rank
 
 CARD = Card(
@@ -230,13 +230,11 @@ class SwavModule(LearnModule):
 
     def save_beside(self, folder: Path) -> None:
         """Head and prototypes, which say to which cluster an item belongs."""
-        place = folder / FOLDER
-        place.mkdir()
+        place = make_folder(folder / FOLDER)
         state = {name: value.detach().cpu().contiguous() for name, value in self.head.state_dict().items()}
-        save_file(state, place / "model.safetensors")
-        (place / "config.json").write_text(
-            json.dumps({"sizes": self.head.sizes, "warnings": self.warnings()}, indent=2)
-        )
+        with storage(place):
+            save_file(state, place / "model.safetensors")
+        write_json(place / "config.json", {"sizes": self.head.sizes})
 
 
 def swav_losses(codes: Sequence[Tensor], logits: Sequence[Tensor]) -> Tensor:
@@ -270,7 +268,7 @@ def load_head(folder: Path) -> SwavHead:
     place = Path(folder) / FOLDER
     if not (place / "model.safetensors").exists():
         raise ModelError(f"no prototypes in {folder}", "a folder that swav wrote")
-    head = SwavHead(*json.loads((place / "config.json").read_text())["sizes"])
+    head = SwavHead(*read_json(place / "config.json")["sizes"])
     head.load_state_dict(load_file(place / "model.safetensors"))
     return head.eval()
 
