@@ -210,7 +210,7 @@ def fit(
     batches = Batches(
         recipe.takes, towers, columns, seed=config.seed, draws=recipe.views_of(config), text_views=config.text_views,
         feature_views=config.feature_views, marks={
-            "labels": labels if recipe.takes == "labelled" or getattr(config, "oracle_labels", False) else None,
+            "labels": labels if recipe.labels_in(config) else None,
             "targets": targets if recipe.takes == "targets" else None,
             "ids": torch.tensor(numbers) if config.unique_ids or recipe.momentum else None,
             "weights": recipe.weights(data, config) if recipe.weights is not None else None, "groups": groups,
@@ -226,12 +226,10 @@ def fit(
         rows=len(data), steps=schedule.steps, batch_size=schedule.batch_size, inputs=batches.prepared[0],
         classes=_classes(data, labels), labels=labels, targets=targets,
     )  # fmt: skip
+    flags = {name: parameter.requires_grad for name, parameter in subject.model.named_parameters()}
     with isolated_rng(config.seed):  # of the projector's weights
         build = recipe.build or _build_contrastive(recipe)
         model = build(subject, config, lesson)
-    flags = {name: parameter.requires_grad for name, parameter in subject.model.named_parameters()}
-    if isinstance(subject, DualEncoder) and getattr(model, "fixed", None) is not None:
-        subject.log_scale.requires_grad_(False)
     once = config.model_copy(update={"micro_batch_size": schedule.batch_size // world})  # `chunk` bounds the memory
     watch = _watch(subject, batches, data, test, config, schedule.steps, work)
     with measure_cost(label) as cost:

@@ -49,7 +49,7 @@ class ContrastiveModel(LearnModule):
                 raise ModelError(f"{recipe.card.name} on a dual encoder", "an encoder", "give a model with one tower")
             self.ema = EMA(self.online, momentum=config.momentum)
             self.queue = FeatureQueue(
-                config.queue_size, config.projector or subject.width, labels=getattr(config, "oracle_labels", False)
+                config.queue_size, config.projector or subject.width, labels=recipe.labels_in(config)
             )
             shadow = copy.copy(subject)
             shadow.model = self.ema.module[0]  # type: ignore[index]
@@ -69,6 +69,8 @@ class ContrastiveModel(LearnModule):
         given = getattr(config, "temperature", None)
         if not self.recipe.learns_scale:
             self.fixed = 1.0 / (given or 1.0)
+            if self.pairs:
+                subject.log_scale.requires_grad_(False)
             return
         if self.pairs:
             if given is not None:

@@ -131,6 +131,7 @@ class Recipe:
         draws: configuration -> how each view of an item is drawn, one entry a view; default: two of `config.views`. For
             texts and arrays only their number counts.
         build: (subject, configuration, lesson) -> the module that is trained, with its own loss; see `LearnModule`.
+        keeps_labels: configuration -> whether the batches, and the queue's keys, carry labels though the recipe takes views.
         groups: (data, configuration) -> [N] group of each row; a batch then holds the same number of rows of each.
     """
 
@@ -145,6 +146,11 @@ class Recipe:
     draws: Callable[[Any], Sequence[ViewConfig]] | None = None
     build: Callable[[Any, Any, Lesson], LearnModule] | None = None
     groups: Callable[[Any, Any], Tensor] | None = None
+    keeps_labels: Callable[[Any], bool] | None = None
+
+    def labels_in(self, config: Any) -> bool:
+        """Whether batches carry labels."""
+        return self.takes == "labelled" or (self.keeps_labels is not None and self.keeps_labels(config))
 
     def views_of(self, config: Any) -> tuple[ViewConfig, ...]:
         """How each view of an item is drawn."""

@@ -214,4 +214,4 @@ def _loss(batch: Embedded, config: MoCHiConfig) -> tuple[Tensor, dict[str, float
 
 
 CONFIG = MoCHiConfig
-RECIPE = Recipe(CARD, CONFIG, _loss, takes="views", momentum=True)
+RECIPE = Recipe(CARD, CONFIG, _loss, takes="views", momentum=True, keeps_labels=lambda config: config.oracle_labels)
