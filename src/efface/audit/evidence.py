@@ -18,6 +18,7 @@ from efface.audit.attacks.predictor_relearning import RelearnTimeConfig
 from efface.audit.attacks.relearning import RelearningConfig
 from efface.audit.finding import Direction, Estimate, Finding, Threshold, judge, not_measured
 from efface.audit.predictions import Predictions
+from efface.audit.suite import suites, with_needs
 from efface.audit.table import ScoreTable
 from efface.errors import RunError
 from efface.run.files import read_json, write_json
@@ -104,6 +105,30 @@ class AuditConfig(Settings):
         default_factory=lambda: RelearnTimeConfig(),
         description="classifiers and regressors: the attacker that has all rows",
     )
+    options: dict[str, dict[str, Any]] = Field(
+        {}, description="settings of suites, by suite; written as NAME.key=value"
+    )
+
+    @classmethod
+    def parse(cls, values: dict[str, Any], *, owner: str = "") -> AuditConfig:
+        """As every configuration; `NAME: {...}` of a suite goes into `options`, and those of asked suites are resolved."""
+        known = suites()
+        given = {**values.get("options", {}), **{name: values[name] for name in known if name in values}}
+        names = values.get("suite", ())
+        chosen = with_needs(tuple(names)) if isinstance(names, (list, tuple)) else ()
+        for name in [*chosen, *given]:
+            if name in known:
+                given[name] = (
+                    known[name].config.parse(given.get(name, {}), owner=f"suite {name}").model_dump(mode="json")
+                )
+        rest = {key: value for key, value in values.items() if key not in known and key != "options"}
+        if chosen:
+            rest["suite"] = chosen
+        return super().parse({**rest, **({"options": given} if given else {})}, owner=owner)
+
+    def of_suite(self, name: str) -> Any:
+        """The settings of one suite."""
+        return suites()[name].config.parse(self.options.get(name, {}), owner=f"suite {name}")
 
 
 @dataclass
@@ -159,7 +184,8 @@ class Evidence:
     def sets(self) -> list[str]:
         """Names of the scored sets, forget first, the others by name: intervals must not hang on an order of insertion."""
         known = self.predictions or self.tables
-        return sorted(known.get("unlearned", {}), key=lambda name: (name != "forget", name))
+        own = [name for name in known.get("unlearned", {}) if "." not in name]  # a suite's own rows are SUITE.PART
+        return sorted(own, key=lambda name: (name != "forget", name))
 
     def attack(self, name: str, role: str) -> Any:
         """One attack's result, or None."""

@@ -26,7 +26,7 @@ from efface.subjects.predictor import load_predictor
 from efface.subjects.prompts import PromptFormat
 
 AUDIT_PHASES = ("score and generate", "score,", "shadow models", "relearning attack", "quantisation attack",
-                "metrics and intervals", "tagged prompts and layers")  # fmt: skip
+                "metrics and intervals", "tagged prompts and layers", "suite ")  # fmt: skip
 
 
 def audit(

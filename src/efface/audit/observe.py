@@ -16,7 +16,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from efface.audit.metrics.text import distinct, exact_match, rouge
+from efface.audit.metrics.text import contains_answer, cut, distinct, exact_match, is_refusal, rouge, rouge_l_unstemmed
 from efface.audit.table import ScoreTable, build_generations, build_scores
 from efface.data.request import data_digest
 from efface.errors import ModelError
@@ -32,6 +32,9 @@ LOGIT_BUDGET = 24_000_000
 """Logits in one scoring batch (answer positions x vocabulary); 24 M float32 are 96 MB."""
 
 MAX_BATCH = 64
+
+GENERATION_COLUMNS = 2
+"""The form of the generation table; a cached one of another form is not read."""
 
 
 class Form(NamedTuple):
@@ -139,7 +142,7 @@ def score(
 
 def generate(
     subject: CausalLM, data: Dataset, *, name: str = "data", max_new_tokens: int = 200, keep_texts: bool = False,
-    batch_size: int = 32, cost: Cost | None = None,
+    batch_size: int = 32, cost: Cost | None = None, stop: tuple[str, ...] = (),
 ) -> list[dict[str, Any]]:  # fmt: skip
     """The generation pass: greedy answers compared with the reference answers, in the order of the data."""
     prompts = subject.encode_prompts(data, name=name)
@@ -147,13 +150,16 @@ def generate(
         prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, label=f"generate {name}"
     )
     rows = []
-    for identity, reference, tokens in zip(data["id"], data["answer"], outputs, strict=True):
-        text = subject.decode(tokens)
+    others = data["answer_aliases"] if "answer_aliases" in data.column_names else [[]] * len(data)
+    for identity, reference, aliases, tokens in zip(data["id"], data["answer"], others, outputs, strict=True):
+        text = cut(subject.decode(tokens), stop)
         scores = rouge(text, reference)
         rows.append({
             "id": identity, "n_tokens": len(tokens), "stopped": len(tokens) < max_new_tokens,
             "rouge1_recall": scores.rouge1_recall, "rougeL_recall": scores.rougeL_recall, "rougeL_f1": scores.rougeL_f1,
-            "exact": exact_match(text, reference), "distinct": distinct(tokens), "text": text if keep_texts else None,
+            "exact": exact_match(text, reference), "distinct": distinct(tokens),
+            "rougeL_f1_unstemmed": rouge_l_unstemmed(text, reference), "contains": contains_answer(text, [reference, *aliases]),
+            "refused": is_refusal(text), "text": text if keep_texts else None,
         })  # fmt: skip
     if cost is not None:
         cost.items += len(prompts)
@@ -162,8 +168,8 @@ def generate(
 
 
 def table_key(
-    subject: CausalLM, data: Dataset, *, generations: bool, max_new_tokens: int, keep_texts: bool
-) -> dict[str, Any]:
+    subject: CausalLM, data: Dataset, *, generations: bool, max_new_tokens: int, keep_texts: bool, stop: tuple[str, ...] = (),
+) -> dict[str, Any]:  # fmt: skip
     """What a table depends on; also its name in the cache."""
     key: dict[str, Any] = {
         "model": subject.digest,
@@ -172,13 +178,16 @@ def table_key(
         "rows": len(data),
     }
     if generations:
-        key |= {"max_new_tokens": max_new_tokens, "texts": keep_texts}
+        key |= {"max_new_tokens": max_new_tokens, "texts": keep_texts, "columns": GENERATION_COLUMNS}
+        if stop:
+            key["stop"] = list(stop)
     return key
 
 
 def observe(
     subject: CausalLM, data: Dataset, *, name: str = "data", generations: bool = True, max_new_tokens: int = 200,
-    keep_texts: bool = False, answers_only: bool = False, cost: Cost | None = None, cache: Path | None = None,
+    keep_texts: bool = False, answers_only: bool = False, stop: tuple[str, ...] = (), cost: Cost | None = None,
+    cache: Path | None = None,
 ) -> ScoreTable:  # fmt: skip
     """The score table of a model on a data set, from the cache or by one pass of each kind.
 
@@ -190,11 +199,14 @@ def observe(
         max_new_tokens: limit of a generation (open-unlearning: 200).
         keep_texts: store the generated texts; otherwise only their scores against the reference.
         answers_only: score the answers, not their paraphrases and perturbed forms (all that a holdout set is for).
+        stop: texts that end an answer, besides the end token; the first that occurs cuts it.
         cost: record to add items and tokens to; nothing is added where the cache serves.
         cache: folder of tables; default the cache folder.
     """
     generations = generations and all(data["question"])
-    key = table_key(subject, data, generations=generations, max_new_tokens=max_new_tokens, keep_texts=keep_texts)
+    key = table_key(
+        subject, data, generations=generations, max_new_tokens=max_new_tokens, keep_texts=keep_texts, stop=stop
+    )
     if answers_only:
         key["forms"] = "answer"
     folder = cache or cache_folder() / "tables"
@@ -207,7 +219,9 @@ def observe(
     made = None
     if generations:
         made = build_generations(
-            generate(subject, data, name=name, max_new_tokens=max_new_tokens, keep_texts=keep_texts, cost=cost)
+            generate(
+                subject, data, name=name, max_new_tokens=max_new_tokens, keep_texts=keep_texts, cost=cost, stop=stop
+            )
         )
     table = ScoreTable(build_scores(rows), made, key)
     table.save(folder, stem)

@@ -19,6 +19,7 @@ from efface.audit.benchmarks.in_context import measure
 from efface.audit.evidence import OWN_SUITES, ROLES, SUITES, AuditConfig, Evidence
 from efface.audit.metrics.membership import blind_baseline
 from efface.audit.observe import observe
+from efface.audit.suite import asked, suites
 from efface.audit.table import ScoreTable
 from efface.audit.verdict import Conclusion, conclude
 from efface.data.request import Request
@@ -27,6 +28,7 @@ from efface.errors import ConfigError, InputError, RunError, nearest
 from efface.run.cost import Cost, measure_cost
 from efface.run.record import Example
 from efface.subjects.causal_lm import CausalLM
+from efface.subjects.guarded import bare
 
 Loader = Callable[[], AbstractContextManager[Any]]
 """Opens a model for as long as it is needed."""
@@ -45,10 +47,11 @@ class Audited:
 def check_suites(config: AuditConfig) -> None:
     """Refuse unknown suites before any work."""
     if not config.suite:
-        raise ConfigError("no suite", "one or more", f"choose from {', '.join((*SUITES, *OWN_SUITES))}")
+        raise ConfigError("no suite", "one or more", f"choose from {', '.join((*SUITES, *OWN_SUITES, *suites()))}")
+    known = (*SUITES, *OWN_SUITES, *suites())
     for name in config.suite:
-        if name not in (*SUITES, *OWN_SUITES):
-            raise ConfigError(f"unknown suite '{name}'", None, nearest(name, (*SUITES, *OWN_SUITES)))
+        if name not in known:
+            raise ConfigError(f"unknown suite '{name}'", None, nearest(name, known))
 
 
 def check_same_tokens(first: CausalLM, other: CausalLM) -> None:
@@ -77,13 +80,34 @@ def _observe_model(
     costs.append(cost)
     attacks: dict[str, Any] = {}
     if "relearning" in config.suite and len(sets["forget"]) >= 4:
-        with measure_cost(f"relearning attack, {role}") as cost:
+        with measure_cost(f"relearning attack, {role}") as cost, bare(subject):
             attacks["relearning"] = relearn(subject, sets["forget"], config.relearning, cost=cost)
         costs.append(cost)
     if "quantisation" in config.suite:
-        with measure_cost(f"quantisation attack, {role}") as cost:
+        with measure_cost(f"quantisation attack, {role}") as cost, bare(subject):
             chosen = {name: sets[name] for name in ("forget", "retain") if name in sets}
             attacks["quantisation"] = quantise(subject, chosen, cost=cost)
+        costs.append(cost)
+    return tables, attacks
+
+
+def _observe_suites(
+    subject: CausalLM, role: str, request: Request, config: AuditConfig, costs: list[Cost]
+) -> tuple[dict[str, ScoreTable], dict[str, Any]]:
+    """The rows and attacks of every asked suite on one model."""
+    tables: dict[str, ScoreTable] = {}
+    attacks: dict[str, Any] = {}
+    for suite in asked(config.suite):
+        settings = config.of_suite(suite.name)
+        with measure_cost(f"suite {suite.name}, {role}") as cost:
+            for part, rows in suite.sets(request, settings).items():
+                tables[suite.table(part)] = observe(
+                    subject, rows.data, name=f"{suite.table(part)} ({role})", generations=rows.generations,
+                    max_new_tokens=rows.max_new_tokens or config.max_new_tokens, keep_texts=config.keep_texts,
+                    answers_only=rows.answers_only, stop=rows.stop, cost=cost,
+                )  # fmt: skip
+            if suite.attack is not None:
+                attacks[suite.name] = suite.attack(subject, request, settings, cost)
         costs.append(cost)
     return tables, attacks
 
@@ -124,6 +148,8 @@ def run_audit(
             elif role == "retrained":
                 check_same_tokens(first, subject)
             tables, attacks = _observe_model(subject, role, sets, config, costs)
+            more, others = _observe_suites(subject, role, request, config, costs)
+            tables, attacks = {**tables, **more}, {**attacks, **others}
             if "in-context" in config.suite and protocol is not None:
                 attacks["in-context"] = _tagged(subject, role, request, protocol, config, costs)
         evidence.tables[role] = tables

@@ -48,6 +48,9 @@ GENERATION_SCHEMA = pa.schema(
         ("rougeL_f1", pa.float64()),
         ("exact", pa.bool_()),  # normalised text equal to the reference answer
         ("distinct", pa.float64()),  # share of distinct tokens among the generated ones; near 0 = one word repeated
+        ("rougeL_f1_unstemmed", pa.float64()),  # MUSE's dialect
+        ("contains", pa.bool_()),  # the answer or an alias stands in the text as whole words
+        ("refused", pa.bool_()),  # a refusal phrase stands at its beginning
         ("text", pa.string()),  # null unless texts were asked for
     ]
 )

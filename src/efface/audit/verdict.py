@@ -24,6 +24,7 @@ from efface.audit.benchmarks import (
 )
 from efface.audit.evidence import OWN_SUITES, Evidence
 from efface.audit.finding import Finding
+from efface.audit.suite import asked
 
 FIRING = ("robustness/relearning_speed", "robustness/relearning_transfer", "robustness/quantisation_8bit",
           "robustness/quantisation_4bit", "representation/untouched", "representation/probe",
@@ -105,7 +106,8 @@ def outcome(findings: list[Finding], evidence: Evidence) -> Outcome:
     plain = {role: _value(by_name, score, role) for role in ("unlearned", "original", "retrained")}
     use = {role: _value(by_name, utility, role) for role in ("unlearned", "original")}
     reference = plain["retrained"] is not None
-    fired = [name for name in FIRING if name in by_name and by_name[name].verdict == "does not hold"]
+    firing = [*FIRING, *(name for suite in asked(evidence.config.suite) for name in suite.firing)]
+    fired = [name for name in firing if name in by_name and by_name[name].verdict == "does not hold"]
     own, full, clean = plain["unlearned"], plain["original"], plain["retrained"]
     if own is None or full is None:
         return Outcome(word="not judged", sentence="The forget set was not scored on both models.", reference=reference)
@@ -131,13 +133,13 @@ def outcome(findings: list[Finding], evidence: Evidence) -> Outcome:
             word="not judged", fired=fired, reference=False,
             sentence="Without a retrained model there is nothing to say how an honest deletion would look (--against).",
         )  # fmt: skip
-    ran = [name for name in FIRING if name in by_name and by_name[name].verdict == "holds"]
+    ran = [name for name in firing if name in by_name and by_name[name].verdict == "holds"]
     if not ran:
         return Outcome(
             word="not judged", reference=True,
             sentence="The answers are gone on the surface; no test for hidden knowledge could be judged.",
         )  # fmt: skip
-    tests = sum(name in by_name for name in FIRING)
+    tests = sum(name in by_name for name in firing)
     return Outcome(
         word="removal-consistent", reference=True,
         sentence=f"The {said.replace(' still', '')} {own:.2f}, against {clean:.2f} in a model that never saw them, and "
@@ -164,6 +166,8 @@ def conclude(evidence: Evidence) -> Conclusion:
     """Findings and verdict: a pure function of the evidence, the same on every machine."""
     known = PREDICTOR_FINDINGS if evidence.predictor else SUITE_FINDINGS
     findings = [row for name in evidence.config.suite if name in known for row in known[name](evidence)]
+    own = asked(evidence.config.suite) if not evidence.predictor else []
+    findings += [row for suite in own for row in suite.findings(evidence)]
     left_out = [
         f"the {name} suite (left out by choice)"
         for name in known
@@ -171,5 +175,6 @@ def conclude(evidence: Evidence) -> Conclusion:
         and (name not in OWN_SUITES or evidence.attack(name, "left_out"))
         and not (name == "identity" and not _persons(evidence))
     ]
-    never = UNTESTED_PREDICTOR if evidence.predictor else UNTESTED
+    covered = {entry for suite in own for entry in suite.covers}
+    never = UNTESTED_PREDICTOR if evidence.predictor else [entry for entry in UNTESTED if entry not in covered]
     return Conclusion(outcome=outcome(findings, evidence), findings=findings, not_tested=[*never, *left_out])

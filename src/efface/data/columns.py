@@ -1,8 +1,9 @@
 """Column conventions: whatever a data set calls its columns, the rest of efface sees one form.
 
 Canonical columns: `id` (text, stable), `question` (text, may be empty), `answer` (text), and optionally
-`paraphrased_answer` (text) and `perturbed_answer` (list of texts: wrong answers in the same form). For knowledge that is
-named in a prompt: `concept` (text: whom or what the row is about), `distractors` (list of texts: other concepts) and
+`paraphrased_answer` (text), `perturbed_answer` (list of texts: wrong answers in the same form) and `answer_aliases` (list of
+texts: other right answers). For knowledge that is named in a prompt: `concept` (text: whom or what the row is about),
+`relation` (text: what of it is asked), `distractors` (list of texts: other concepts) and
 `aliases` (list of texts: the concept's other names). For sliced training: `slice` (a number from 0).
 Accepted besides: `prompt`/`completion`, `text` (an answer without a question), and two-turn `messages`.
 """
@@ -16,8 +17,15 @@ from datasets import Dataset
 
 from efface.errors import RequestError
 
-OPTIONAL = ("paraphrased_answer", "perturbed_answer", "concept", "distractors", "aliases", "slice")
-LISTS = {"perturbed_answer": "wrong answers", "distractors": "other concepts", "aliases": "other names"}
+OPTIONAL = (
+    "paraphrased_answer", "perturbed_answer", "answer_aliases", "concept", "relation", "distractors", "aliases", "slice"
+)  # fmt: skip
+LISTS = {
+    "perturbed_answer": "wrong answers", "answer_aliases": "other right answers", "distractors": "other concepts",
+    "aliases": "other names",
+}  # fmt: skip
+EMPTY_ALLOWED = ("aliases", "answer_aliases")
+"""A concept may have no other name, and an answer no other form."""
 Row = Mapping[str, Any]
 
 
@@ -36,7 +44,7 @@ def _text(row: Row, column: str, place: str) -> str:
 def _texts(value: Any, column: str, what: str, place: str) -> list[str]:
     found = [value] if isinstance(value, str) else list(value) if isinstance(value, (list, tuple)) else value
     whole = isinstance(found, list) and all(isinstance(text, str) and text.strip() for text in found)
-    if not whole or (not found and column != "aliases"):  # a concept may have no other name
+    if not whole or (not found and column not in EMPTY_ALLOWED):
         raise RequestError(
             f"{place}, column '{column}': {type(found).__name__}", "a list of non-empty texts",
             f"give the {what} as a JSON list of strings",
@@ -92,6 +100,8 @@ def canonical_row(row: Row, index: int, source: str) -> dict[str, Any]:
         clean["concept"] = _text(row, "concept", place)
         if not clean["concept"].strip():
             raise RequestError(f"{place}, column 'concept': empty", "a name", "fill the column or drop it")
+    if row.get("relation") is not None:
+        clean["relation"] = _text(row, "relation", place)
     if row.get("slice") is not None:
         if isinstance(row["slice"], bool) or not isinstance(row["slice"], int) or row["slice"] < 0:
             raise RequestError(f"{place}, column 'slice': {row['slice']!r}", "a whole number from 0", "mend the row")

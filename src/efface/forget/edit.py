@@ -296,7 +296,12 @@ class AdapterEdit(Edit):
 
 def _kinds(parent: type[Edit] = Edit) -> dict[str, type[Edit]]:
     """Every kind of edit by name, at any depth."""
-    return {cls.kind: cls for own in parent.__subclasses__() for cls in (own, *_kinds(own).values())}
+    found: dict[str, type[Edit]] = {}
+    for own in parent.__subclasses__():
+        if "kind" in vars(own):
+            found[own.kind] = own
+        found |= _kinds(own)
+    return found
 
 
 def adapter_change(adapted: Any) -> float:

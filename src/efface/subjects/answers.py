@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from efface.subjects.guarded import GuardedModel
 from efface.subjects.prompts import IGNORED
 
 
@@ -112,6 +113,8 @@ def answer_logits(model: Any, batch: Mapping[str, Any]) -> Any:
     inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     if _takes(model, "use_cache"):
         inputs["use_cache"] = False
+    if isinstance(model, GuardedModel):
+        inputs["prompt_lengths"] = torch.ne(labels, IGNORED).int().argmax(1)
     if _takes(model, "logits_to_keep"):
         logits = model(**inputs, logits_to_keep=keep).logits  # [B, keep, V]
     else:

@@ -77,6 +77,23 @@ def rouge(generated: str, reference: str) -> Rouge:
     )
 
 
+def rouge_l_unstemmed(generated: str, reference: str) -> float:
+    """ROUGE-L F1 with the stemmer off, as MUSE's code has it."""
+    return float(_scorer(stem=False).score(reference, generated)["rougeL"].fmeasure)
+
+
+def cut(text: str, stop: Sequence[str]) -> str:
+    """The text up to the first of some stop strings."""
+    ends = [place for mark in stop if (place := text.find(mark)) >= 0]
+    return text[: min(ends)] if ends else text
+
+
+def contains_answer(generated: str, answers: Sequence[str]) -> bool:
+    """Whether one of the answers stands in the text as whole words; one of punctuation alone must be the whole text."""
+    worded = [text for text in answers if normalise(text)]
+    return (bool(worded) and alias_match(generated, worded)) or generated.strip() in {text.strip() for text in answers}
+
+
 def normalise(text: str) -> str:
     """The text as lower-case words with single spaces between them; empty when it has no letter or digit."""
     folded = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).casefold()
@@ -142,7 +159,7 @@ def _as_word(char: str) -> str:
 
 
 @functools.cache
-def _scorer() -> Any:
+def _scorer(stem: bool = True) -> Any:
     from rouge_score import rouge_scorer  # imports nltk: only when a text is scored
 
-    return rouge_scorer.RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
+    return rouge_scorer.RougeScorer(["rouge1", "rougeL"], use_stemmer=stem)

@@ -8,17 +8,16 @@ cache to both and then drops it.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import inspect
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 
 from efface.errors import ConfigError, ModelError, RunError
@@ -27,12 +26,10 @@ from efface.run.digests import digest_file
 from efface.run.files import read_json, whole_folder, write_json
 from efface.run.settings import Settings
 from efface.subjects.causal_lm import CausalLM
+from efface.subjects.guarded import Asked, GuardedModel, Pass
 
 PASSED = ("input_ids", "attention_mask", "position_ids", "logits_to_keep")
 """What the assistant is given of the base's inputs."""
-
-CACHE = "efface_assistant_cache"
-"""The attribute of the base's cache that holds the assistant's."""
 
 
 def centred(logits: Tensor) -> Tensor:
@@ -64,7 +61,7 @@ class Ensemble(Settings):
     alpha: float = Field(ge=0, description="strength")
 
 
-class LogitEnsemble(nn.Module):
+class LogitEnsemble(GuardedModel):
     """A model with the base's face and corrected logits; `generate` works with both caches.
 
     Args:
@@ -77,14 +74,14 @@ class LogitEnsemble(nn.Module):
     """
 
     def __init__(self, base: Any, assistant: Any, combine: Ensemble) -> None:
-        super().__init__()
+        super().__init__(base)
         sizes = [int(model.get_output_embeddings().weight.shape[0]) for model in (base, assistant)]
         if sizes[0] != sizes[1]:
             raise ModelError(
                 f"a base with {sizes[0]} logits and an assistant with {sizes[1]}", "two models over the same tokens",
                 "train the assistant with the base's tokenizer",
             )  # fmt: skip
-        self.base, self.assistant, self.combine = base, assistant, combine
+        self.assistant, self.combine = assistant, combine
         for parameter in assistant.parameters():
             parameter.requires_grad_(False)
         # the digest of a guarded model must tell how it is guarded
@@ -94,77 +91,20 @@ class LogitEnsemble(nn.Module):
             inspect.signature(getattr(assistant, "get_base_model", lambda: assistant)().forward).parameters
         )
 
-    @property
-    def config(self) -> Any:
-        """The base's."""
-        return self.base.config
-
-    @property
-    def generation_config(self) -> Any:
-        """The base's."""
-        return self.base.generation_config
-
-    def get_input_embeddings(self) -> Any:
-        """The base's."""
-        return self.base.get_input_embeddings()
-
-    def get_output_embeddings(self) -> Any:
-        """The base's."""
-        return self.base.get_output_embeddings()
-
-    def forward(
-        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, past_key_values: Any = None,
-        use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, **more: Any,
-    ) -> Any:  # fmt: skip
-        """The base's output with corrected logits."""
-        with self._corrected():
-            return self.base(
-                input_ids=input_ids, attention_mask=attention_mask, past_key_values=past_key_values, use_cache=use_cache,
-                logits_to_keep=logits_to_keep, **more,
-            )  # fmt: skip
-
-    def generate(self, *args: Any, **more: Any) -> Any:
-        """As the base's, from corrected logits; greedy or sampling.
-
-        Raises:
-            ConfigError: beam search, which would reorder one of the two caches only.
-        """
+    def _generate(self, asked: Asked, ids: Tensor, more: dict[str, Any]) -> Any:
         settings = more.get("generation_config") or self.generation_config
         if (more.get("num_beams") or getattr(settings, "num_beams", 1) or 1) > 1:
             raise ConfigError("beam search with two models", "greedy search or sampling", "set num_beams=1")
-        with self._corrected():
-            return self.base.generate(*args, **more)
+        return super()._generate(asked, ids, more)
 
-    def save_pretrained(self, *_: Any, **__: Any) -> None:
-        """Refused: two models are no checkpoint.
-
-        Raises:
-            ModelError: always.
-        """
-        raise ModelError(
-            "a guarded model cannot be saved as one checkpoint", "the model without its guard",
-            "save the edit, and apply it again after loading",
-        )  # fmt: skip
-
-    @contextlib.contextmanager
-    def _corrected(self) -> Iterator[None]:
-        hook = self.base.register_forward_hook(self._correct, with_kwargs=True)
-        try:
-            yield
-        finally:
-            hook.remove()
-
-    def _correct(self, _: Any, args: tuple[Any, ...], given: dict[str, Any], output: Any) -> Any:
-        if args:
-            given = {"input_ids": args[0], **given}
+    def correct(self, now: Pass, output: Any) -> Any:
+        """The base's output with corrected logits; the assistant has a cache of its own."""
+        given = {"input_ids": now.ids, **now.given}
         inputs = {name: given[name] for name in PASSED if given.get(name) is not None and name in self._accepts}
         past = getattr(output, "past_key_values", None)
         second = None
         if past is not None:
-            second = getattr(past, CACHE, None)
-            if second is None:
-                second = DynamicCache(config=self.assistant.config)
-                setattr(past, CACHE, second)
+            second = now.asked.memory.setdefault("cache", DynamicCache(config=self.assistant.config))
         with torch.no_grad():
             theirs = self.assistant(**inputs, past_key_values=second, use_cache=second is not None)
         if past is not None and second is not None and second.get_seq_length() != past.get_seq_length():
