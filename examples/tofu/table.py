@@ -21,6 +21,10 @@ COLUMNS = {
     "extraction": "memorisation/extraction_strength",
     "relearning speed": "robustness/relearning_speed",
     "relearning transfer": "robustness/relearning_transfer",
+    "probe": "removal/probe",
+    "truth probe": "removal/truth_probe",
+    "new head": "removal/new_head",
+    "soft prompt": "removal/soft_prompt",
 }
 
 

@@ -23,15 +23,23 @@ from efface.subjects.hooks import LAYER
 NAMED = [name for name, entry in entries().items() if entry.card.verb == "forget"]
 METHODS = [name for name in NAMED if name != "s3t" and "causal-lm" in find_method(name).card.subjects]
 """`s3t` works on a sliced ensemble only; tests/forget/test_s3t.py holds it to the same contract on one."""
-SEEDLESS = {"rocr", "ssd"}
+SEEDLESS = {"rocr", "selective-pruning", "ssd"}
 """Closed forms that draw nothing."""
 WHOLE = {"retrain", "dp2unlearning"}
 """The whole model is trained anew."""
 OBJECTIVES = [name for name in METHODS if isinstance(find_method(name), ObjectiveMethod)]
+GUARDS = {name for name in METHODS if not find_method(name).card.weights_changed}
+"""They act at inference: no weight of the model moves, in any scope."""
 QUICK = {"learning_rate": 5e-3, "epochs": 2, "batch_size": 4}
 
-pytestmark = pytest.mark.filterwarnings("ignore:.* of the labels :UserWarning")
-"""Who's Harry Potter says where its labels teach nothing, or noise: after so few steps on this model they do."""
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.* of the labels :UserWarning"),
+    pytest.mark.filterwarnings("ignore:key-space. .*:UserWarning"),  # eight rows calibrate a box of eight
+    pytest.mark.filterwarnings("ignore:the assistant .*:UserWarning"),
+    pytest.mark.filterwarnings("ignore:eco. .*:UserWarning"),  # no strength reaches the target on this model
+]
+"""Who's Harry Potter says where its labels teach nothing, or noise, and ULD where its assistant has learnt too little: after so
+few steps on this model they do."""
 
 
 def fit(subject: Any, request: Any, name: str, folder: Path, **more: Any) -> Edit:
@@ -41,6 +49,7 @@ def fit(subject: Any, request: Any, name: str, folder: Path, **more: Any) -> Edi
         "task-vector": {"alpha": 0.5},
         "rocr": {"layers": "0", "projector": "none"},
         "ssd": {"alpha": 1.2},
+        "key-space": {"false_alarms": 0.25},  # eight retain rows
     }.get(name, {})
     config = method.configure({**QUICK, **own, **more})
     if "concepts" in method.card.needs:
@@ -99,7 +108,7 @@ def test_same_seed_same_bits_other_seed_other_bits(name: str, tiny: Any, request
     assert (digests[0] != digests[2]) == (name not in SEEDLESS)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in WHOLE])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in WHOLE | GUARDS])
 def test_scope_layers_moves_only_those_layers(name: str, tiny: Any, request_: Any, tmp_path: Path) -> None:
     before = {key: value.clone() for key, value in tiny.weights().items()}
     edit = fit(tiny, request_, name, tmp_path, scope="layers", layers="-1", weight_decay=0.5)
@@ -154,4 +163,5 @@ def test_a_missing_retain_set_is_refused_where_it_is_needed(
             method.fit(tiny, lone, config, work=tmp_path / "work", out=tmp_path / "edit")
         assert not (tmp_path / "edit").exists()
     else:
-        assert method.fit(tiny, lone, config, work=tmp_path / "work", out=tmp_path / "edit").edit.facts.tensors > 0
+        edit = method.fit(tiny, lone, config, work=tmp_path / "work", out=tmp_path / "edit").edit
+        assert (edit.facts.tensors > 0) == (name not in GUARDS)

@@ -42,6 +42,24 @@ def test_states_are_those_of_the_model(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_the_gate_is_each_neuron_before_its_activation(kind: str) -> None:
+    subject = decoder(kind)
+    with torch.no_grad(), recorded(subject.model, [Site("gate", 1), Site("keys", 1)]) as found:
+        subject.model(input_ids=IDS, use_cache=False)
+    z, k = found[Site("gate", 1)], found[Site("keys", 1)]
+    assert z.shape == k.shape == (2, 6, 24)
+    mlp = getattr(layers_of(subject.model)[1], "mlp", layers_of(subject.model)[1])
+    act = next(getattr(mlp, name) for name in ("act_fn", "act", "activation_fn") if hasattr(mlp, name))
+    if kind == "llama":  # gated: the key is act(z) times the other half, so both vanish together
+        changes = {Site("gate", 1): lambda x: x.index_fill(-1, torch.tensor([3]), 0)}
+        with torch.no_grad(), replaced(subject.model, changes), recorded(subject.model, [Site("keys", 1)]) as after:
+            subject.model(input_ids=IDS, use_cache=False)
+        assert after[Site("keys", 1)][..., 3].abs().max() == 0
+    else:
+        torch.testing.assert_close(k, act(z))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_block_is_the_sum_of_its_parts(kind: str) -> None:
     subject = decoder(kind)
     sites = [Site("residual", 0), Site("residual", 1), Site("attention", 1), Site("mlp", 1)]

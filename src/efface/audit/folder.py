@@ -47,10 +47,16 @@ def audit(
     return _run(request, models, parsed).conclusion
 
 
-def _run(request: Request, models: dict[str, Loader], config: AuditConfig, protocol: Any = None) -> Audited:
+def _run(
+    request: Request,
+    models: dict[str, Loader],
+    config: AuditConfig,
+    protocol: Any = None,
+    stages: Sequence[Loader] = (),
+) -> Audited:
     """The audit of the kind of model that the request is about."""
     if not is_labelled(request.forget):
-        return run_audit(request, models, config, protocol=protocol)
+        return run_audit(request, models, config, protocol=protocol, stages=stages)
     if config.suite == SUITES:  # the default: all that there are for this kind
         persons = "identity" in request.forget.column_names
         chosen = tuple(name for name in PREDICTOR_SUITES if persons or name != "identity")
@@ -58,9 +64,9 @@ def _run(request: Request, models: dict[str, Loader], config: AuditConfig, proto
     return run_predictor_audit(request, models, config)
 
 
-def _loader(value: Any) -> Loader:
+def _loader(value: Any, prompt: PromptFormat | None = None) -> Loader:
     if isinstance(value, (str, Path)):
-        return lambda: contextlib.nullcontext(load_any(value))
+        return lambda: contextlib.nullcontext(load_any(value, prompt=prompt))
     return opened(value)
 
 
@@ -143,7 +149,10 @@ def audit_folder(
     protocol = getattr(edit, "protocol", None)
     if protocol is not None and config.suite == SUITES:  # all suites: its own joins them
         config = config.model_copy(update={"suite": (*SUITES, "in-context")})
-    audited = _run(data, models, config, protocol)
+    stages = _stages(base, edit)
+    if stages and config.suite == SUITES:  # likewise
+        config = config.model_copy(update={"suite": (*SUITES, "sequence")})
+    audited = _run(data, models, config, protocol, stages)
     with storage(folder):
         sweep(folder)  # parts of files that a killed audit left
         (folder / MANIFEST).unlink(missing_ok=True)  # from here on the folder is under work
@@ -184,10 +193,32 @@ def _models(
     else:
         models = {"unlearned": opened(base)}
         if original is not None:
-            models = {"original": _loader(original), **models}
+            models = {"original": _loader(original, prompt or getattr(base, "prompt", None)), **models}
     if against is not None:
         models["retrained"] = retrained
     return models
+
+
+def _stages(base: Any, edit: Any) -> list[Loader]:
+    """The model after each request, where the edit is one of several requests in sequence."""
+    steps = list(getattr(edit, "steps", ()))
+
+    def after(count: int) -> Loader:
+        @contextlib.contextmanager
+        def opened_stage() -> Iterator[Any]:
+            done = []
+            try:
+                for step in steps[:count]:
+                    step.apply(base)
+                    done.append(step)
+                yield base
+            finally:
+                for step in reversed(done):
+                    step.remove(base)
+
+        return opened_stage
+
+    return [after(count) for count in range(1, len(steps) + 1)]
 
 
 def store(folder: Path, audited: Audited) -> None:

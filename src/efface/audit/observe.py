@@ -16,7 +16,17 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from efface.audit.metrics.text import contains_answer, cut, distinct, exact_match, is_refusal, rouge, rouge_l_unstemmed
+from efface.audit.metrics.fluency import ngram_entropy
+from efface.audit.metrics.text import (
+    contains_answer,
+    cut,
+    distinct,
+    exact_match,
+    is_refusal,
+    rouge,
+    rouge_l_plain,
+    rouge_l_unstemmed,
+)
 from efface.audit.table import ScoreTable, build_generations, build_scores
 from efface.data.request import data_digest
 from efface.errors import ModelError
@@ -33,7 +43,7 @@ LOGIT_BUDGET = 24_000_000
 
 MAX_BATCH = 64
 
-GENERATION_COLUMNS = 2
+GENERATION_COLUMNS = 3
 """The form of the generation table; a cached one of another form is not read."""
 
 
@@ -159,7 +169,8 @@ def generate(
             "rouge1_recall": scores.rouge1_recall, "rougeL_recall": scores.rougeL_recall, "rougeL_f1": scores.rougeL_f1,
             "exact": exact_match(text, reference), "distinct": distinct(tokens),
             "rougeL_f1_unstemmed": rouge_l_unstemmed(text, reference), "contains": contains_answer(text, [reference, *aliases]),
-            "refused": is_refusal(text), "text": text if keep_texts else None,
+            "refused": is_refusal(text), "rougeL_recall_plain": rouge_l_plain(text, reference),
+            "ngram_entropy": ngram_entropy(text), "text": text if keep_texts else None,
         })  # fmt: skip
     if cost is not None:
         cost.items += len(prompts)

@@ -6,8 +6,8 @@ finished is read back from the cache. Only one model is in memory at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,7 @@ from efface.run.cost import Cost, measure_cost
 from efface.run.record import Example
 from efface.subjects.causal_lm import CausalLM
 from efface.subjects.guarded import bare
+from efface.subjects.prompts import PromptFormat
 
 Loader = Callable[[], AbstractContextManager[Any]]
 """Opens a model for as long as it is needed."""
@@ -91,6 +92,17 @@ def _observe_model(
     return tables, attacks
 
 
+@contextmanager
+def asked_as(subject: CausalLM, prompt: PromptFormat | None) -> Iterator[None]:
+    """The subject with another prompt format for a while; None leaves its own."""
+    own = subject.prompt
+    subject.prompt = prompt or own
+    try:
+        yield
+    finally:
+        subject.prompt = own
+
+
 def _observe_suites(
     subject: CausalLM, role: str, request: Request, config: AuditConfig, costs: list[Cost]
 ) -> tuple[dict[str, ScoreTable], dict[str, Any]]:
@@ -101,15 +113,34 @@ def _observe_suites(
         settings = config.of_suite(suite.name)
         with measure_cost(f"suite {suite.name}, {role}") as cost:
             for part, rows in suite.sets(request, settings).items():
-                tables[suite.table(part)] = observe(
-                    subject, rows.data, name=f"{suite.table(part)} ({role})", generations=rows.generations,
-                    max_new_tokens=rows.max_new_tokens or config.max_new_tokens, keep_texts=config.keep_texts,
-                    answers_only=rows.answers_only, stop=rows.stop, cost=cost,
-                )  # fmt: skip
+                data = rows.data if rows.fitted is None else rows.fitted(subject, rows.data)
+                with asked_as(subject, rows.prompt):
+                    tables[suite.table(part)] = observe(
+                        subject, data, name=f"{suite.table(part)} ({role})", generations=rows.generations,
+                        max_new_tokens=rows.max_new_tokens or config.max_new_tokens, keep_texts=config.keep_texts,
+                        answers_only=rows.answers_only, stop=rows.stop, cost=cost,
+                    )  # fmt: skip
             if suite.attack is not None:
                 attacks[suite.name] = suite.attack(subject, request, settings, cost)
         costs.append(cost)
     return tables, attacks
+
+
+def _observe_stages(
+    stages: Sequence[Loader], sets: Mapping[str, Dataset], config: AuditConfig, costs: list[Cost]
+) -> dict[str, ScoreTable]:
+    """Every set but the holdout on the model after each request, as the tables `sequence.STEP-SET`."""
+    tables: dict[str, ScoreTable] = {}
+    for number, open_stage in enumerate(stages, 1):
+        with measure_cost(f"suite sequence, after request {number}") as cost, open_stage() as subject:
+            for name, data in sets.items():
+                if name != "holdout":
+                    tables[f"sequence.{number}-{name}"] = observe(
+                        subject, data, name=f"{name} (after request {number})", max_new_tokens=config.max_new_tokens,
+                        keep_texts=config.keep_texts, cost=cost,
+                    )  # fmt: skip
+        costs.append(cost)
+    return tables
 
 
 def _tagged(
@@ -124,8 +155,9 @@ def _tagged(
 
 
 def run_audit(
-    request: Request, models: Mapping[str, Loader], config: AuditConfig, *, protocol: TagProtocol | None = None
-) -> Audited:
+    request: Request, models: Mapping[str, Loader], config: AuditConfig, *, protocol: TagProtocol | None = None,
+    stages: Sequence[Loader] = (),
+) -> Audited:  # fmt: skip
     """Audit an unlearned model.
 
     Args:
@@ -133,6 +165,7 @@ def run_audit(
         models: `unlearned` and, where they exist, `original` and `retrained`: each opened once, in that order of use.
         config: suites, limits and thresholds; fixed before the first model is opened.
         protocol: how a prompt names what is to be forgotten, where the method works by prompts (suite in-context).
+        stages: the model after each of several requests (suite sequence).
     """
     check_suites(config)
     sets = request.evaluation_sets()
@@ -155,6 +188,8 @@ def run_audit(
         evidence.tables[role] = tables
         for name, result in attacks.items():
             evidence.attacks.setdefault(name, {})[role] = result
+    if "sequence" in config.suite:
+        evidence.tables.setdefault("unlearned", {}).update(_observe_stages(stages, sets, config, costs))
     if protocol is not None and "in-context" not in config.suite:
         evidence.attacks["in-context"] = {"left_out": True}  # a prompt protocol that nobody tried must be said
     evidence.tables = {role: evidence.tables[role] for role in ROLES if role in evidence.tables}

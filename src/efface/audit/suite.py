@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from efface.audit.evidence import Evidence
     from efface.audit.finding import Finding
     from efface.data.request import Request
+    from efface.subjects.causal_lm import CausalLM
+    from efface.subjects.prompts import PromptFormat
 
 
 class NoSettings(Settings):
@@ -40,6 +42,9 @@ class Rows:
         max_new_tokens: limit of an answer; default the audit's.
         stop: texts that end an answer (the first that occurs cuts it).
         answers_only: score the answers, not their paraphrases and perturbed forms.
+        prompt: how these rows are asked and joined; default the model's own format.
+        fitted: (model, rows) -> the rows as this model is given them, for what only its tokenizer can say (a cut after so
+            many tokens). Models of one tokenizer get the same rows.
     """
 
     data: Dataset
@@ -47,6 +52,8 @@ class Rows:
     max_new_tokens: int | None = None
     stop: tuple[str, ...] = ()
     answers_only: bool = False
+    prompt: PromptFormat | None = None
+    fitted: Callable[[CausalLM, Dataset], Dataset] | None = None
 
 
 @dataclass(frozen=True)

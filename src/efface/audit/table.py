@@ -51,6 +51,8 @@ GENERATION_SCHEMA = pa.schema(
         ("rougeL_f1_unstemmed", pa.float64()),  # MUSE's dialect
         ("contains", pa.bool_()),  # the answer or an alias stands in the text as whole words
         ("refused", pa.bool_()),  # a refusal phrase stands at its beginning
+        ("rougeL_recall_plain", pa.float64()),  # RWKU's dialect: the package `rouge`, no stemmer, case counts
+        ("ngram_entropy", pa.float64()),  # fluency of the text; 0 = one word repeated, or nothing
         ("text", pa.string()),  # null unless texts were asked for
     ]
 )

@@ -26,6 +26,12 @@ OPTIONS = (
 REQUEST_HELP = "JSONL, JSON, CSV, Parquet (also .gz) or hub name user/name:config"
 
 
+def in_sequence(given: dict[str, Any]) -> bool:
+    """Whether several requests were given, to be forgotten one after another."""
+    forget = given.get("forget")
+    return isinstance(forget, (list, tuple)) and len(forget) > 1
+
+
 def read_request(given: dict[str, Any], kind: str = "causal-lm") -> Any:
     """The request of the command's options.
 
@@ -35,6 +41,17 @@ def read_request(given: dict[str, Any], kind: str = "causal-lm") -> Any:
     from efface.data.request import Request
     from efface.errors import ConfigError
 
+    if in_sequence(given):
+        from efface.data.joined import JOIN
+
+        if kind in v.PREDICTORS:
+            raise ConfigError(f"several --forget for a {kind}", "one", "requests in sequence are for language models")
+        for source in map(str, given["forget"]):
+            if JOIN in source:
+                raise ConfigError(f"--forget '{source}' among several", f"a name without '{JOIN}'", "rename the file")
+        given = {**given, "forget": JOIN.join(map(str, given["forget"]))}
+    elif isinstance(given.get("forget"), (list, tuple)):
+        given = {**given, "forget": given["forget"][0]}
     if given.get("data") and kind not in v.PREDICTORS:
         raise ConfigError("--data for a language model", "--forget and --retain", "give the rows themselves")
     if given.get("data"):  # a selection of one set: the rest is kept
@@ -87,7 +104,9 @@ def forget(
         help="For a classifier or regressor: all training rows; --forget then says which (class=3, target=0:30, "
         "identity=ann, random=0.1:0, ids=FILE) and the rest is kept.",
     ),
-    forget: str | None = typer.Option(None, help=f"Rows to forget: {REQUEST_HELP}."),
+    forget: list[str] | None = typer.Option(
+        None, help=f"Rows to forget: {REQUEST_HELP}. Repeat for requests that come one after another."
+    ),
     retain: str | None = typer.Option(None, help="Rows to keep."),
     holdout: str | None = typer.Option(None, help="Rows like the forget rows that the model has never seen."),
     evaluate: list[str] | None = typer.Option(None, help="name=path of further sets for utility; repeat."),
@@ -108,11 +127,13 @@ def forget(
     """Fit a forgetting method and write a run folder."""
     from efface.forget.method import find_method
     from efface.forget.run import forget_into
+    from efface.forget.sequence import check_stackable
 
     if method and "=" in method:  # the method came from --config, the word is a setting
         settings, method = [method, *(settings or [])], None
     options = {
-        "method": method, "model": model, "data": data, "forget": forget, "retain": retain, "holdout": holdout,
+        "method": method, "model": model, "data": data, "retain": retain,
+        "forget": forget[0] if forget and len(forget) == 1 else forget, "holdout": holdout,
         "evaluate": evaluate, "concept": concept, "scope_words": scope_words, "received": received, "approved_by": approved_by,
         "out": out,
     }  # fmt: skip
@@ -131,6 +152,9 @@ def forget(
     kind = v.kind_of(source)
     request = read_request(given, kind)
     chosen.check(request, parsed)
+    sequence = in_sequence(given)
+    if sequence:
+        check_stackable(chosen, parsed)
     v.show_progress(json_output)
     subject = load_model(dict(model_keys), source, prompt, kind)
     chosen.check_subject(subject)
@@ -139,7 +163,7 @@ def forget(
             f"dry run: {subject}, {len(request.forget)} rows to forget; nothing was written", json_output=json_output
         )
         return 0
-    edit = forget_into(subject, request, chosen, parsed, folder, merkle_root=merkle_root(request))
+    edit = forget_into(subject, request, chosen, parsed, folder, merkle_root=merkle_root(request), sequence=sequence)
     return _summary(folder, edit, json_output)
 
 

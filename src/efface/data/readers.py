@@ -20,6 +20,7 @@ import pyarrow.parquet
 from datasets import Dataset
 
 from efface.data.columns import canonical
+from efface.data.joined import JOIN, join
 from efface.errors import RequestError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
@@ -119,7 +120,8 @@ def read_dataset(source: str | Path, *, split: str = "train") -> Dataset:
     """Read and canonicalise a data set.
 
     Args:
-        source: a local file (JSONL, JSON, CSV, Parquet, gzip) or a hub name `user/name[:config][@revision]`.
+        source: a local file (JSONL, JSON, CSV, Parquet, gzip) or a hub name `user/name[:config][@revision]`; several
+            joined by " + " are requests that come one after another (`efface.data.joined`).
         split: the split, for hub names.
 
     Returns:
@@ -130,6 +132,9 @@ def read_dataset(source: str | Path, *, split: str = "train") -> Dataset:
     """
     path = Path(source).expanduser()
     text = str(source)
+    if JOIN in text and not path.exists():
+        sources = text.split(JOIN)
+        return join([read_dataset(part, split=split) for part in sources], sources)
     if path.is_dir():
         raise RequestError(f"{path} is a folder", f"a file ({', '.join(SUFFIXES)})", "name the file in it")
     if path.exists():

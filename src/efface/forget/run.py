@@ -19,6 +19,7 @@ from efface.data.request import Request
 from efface.errors import ConfigError, InputError, RunError
 from efface.forget.edit import Edit
 from efface.forget.method import FitConfig, Method, find_method
+from efface.forget.sequence import check_stackable, fit_sequence
 from efface.run.cost import Cost
 from efface.run.digests import digest_value
 from efface.run.files import make_folder, read_json, sweep, write_json
@@ -128,9 +129,15 @@ def begin(out: Path, inputs: dict[str, Any]) -> Iterator[bool]:
 
 
 def forget_into(
-    subject: Any, request: Request, method: Method, config: FitConfig, out: Path, *, merkle_root: str | None = None
-) -> Edit:
-    """Fit into a run folder; see the module for what happens when it is there already."""
+    subject: Any, request: Request, method: Method, config: FitConfig, out: Path, *, merkle_root: str | None = None,
+    sequence: bool = False,
+) -> Edit:  # fmt: skip
+    """Fit into a run folder; see the module for what happens when it is there already.
+
+    Args:
+        merkle_root: root over keyed hashes of the forget rows.
+        sequence: the request is a joined one, whose parts are forgotten one after another (`efface.forget.sequence`).
+    """
     if world_size() > 1:
         raise ConfigError(
             f"'forget' in {world_size()} processes", "one: every process would write the same run folder",
@@ -138,17 +145,19 @@ def forget_into(
         )  # fmt: skip
     method.check_subject(subject)
     method.check(request, config)
+    if sequence:
+        check_stackable(method, config)
     record = request.record(merkle_root)
     inputs = {
         "method": method.card.name, "config": config.model_dump(mode="json"), "model": subject.digest, "request": record.id,
-        "prompt": prompt_of(subject),
+        "prompt": prompt_of(subject), **({"sequence": True} if sequence else {}),
     }  # fmt: skip
     with begin(out, inputs) as finished:
         if finished:
             if not (out / MANIFEST).exists():
                 write_manifest(out, kind="run")
             return Edit.load(out / "edit")
-        edit, costs = _fitted(subject, request, method, config, out)
+        edit, costs = _fitted(subject, request, method, config, out, sequence)
     save_costs(out, costs)
     taxonomy = method.card.taxonomy
     run = RunRecord(
@@ -175,12 +184,17 @@ def as_learner(model: Any) -> Any:
     return load(model, kind if kind in ("classifier", "regressor") else "causal-lm")
 
 
-def _fitted(subject: Any, request: Request, method: Method, config: FitConfig, out: Path) -> tuple[Edit, list[Cost]]:
+def _fitted(
+    subject: Any, request: Request, method: Method, config: FitConfig, out: Path, sequence: bool
+) -> tuple[Edit, list[Cost]]:
     """The edit of a run folder and its costs: fitted, or read where a kill came between the edit and its record."""
     if (out / "edit" / "edit.json").exists():
         lost = Cost(phase=f"fit {method.card.name} (interrupted: its cost was lost)")
         return Edit.load(out / "edit"), load_costs(out) or [lost]
-    fitted = method.fit(subject, request, config, work=out / "work", out=out / "edit")
+    if sequence:
+        fitted = fit_sequence(method, subject, request, config, work=out / "work", out=out / "edit")
+    else:
+        fitted = method.fit(subject, request, config, work=out / "work", out=out / "edit")
     return fitted.edit, fitted.costs
 
 

@@ -21,6 +21,7 @@ from efface.report.data import ReportData
 from efface.report.embedding_figures import embedding_panels
 from efface.report.glyphs import outcome_icon, slug, verdict_icon
 from efface.report.layer_figures import layer_panels
+from efface.report.sequence_figures import sequence_panels
 from efface.run.digests import short
 from efface.run.files import write_text
 
@@ -121,6 +122,7 @@ def render(data: ReportData) -> str:
             groups=sections.groups(results),
             panels=sections.relearning(results),
             layer_panels=layer_panels(results),
+            sequence_panels=sequence_panels(results),
             embedding_panels=embedding_panels(results),
             predictors=sections.predictors(results),
             questions=sections.questions(results),

@@ -1,9 +1,10 @@
 """Inside a causal LM: where its parts are, and hooks that read or replace what flows through them.
 
 A *site* is a place in the forward pass: the embedding's output, the residual stream after a layer, a layer's attention
-or MLP output, or its keys (the input of the MLP's down-projection, one number for every value vector). Hooks live inside
-a `with` block and are gone after it, whatever happened. The key-value reading of the MLP is that of Geva et al.,
-arXiv 2012.14913: output = sum over j of k_j(x) v_j, with v_j column j of the down-projection.
+or MLP output, its keys (the input of the MLP's down-projection, one number for every value vector), or its gate (the same
+neurons before the activation function). Hooks live inside a `with` block and are gone after it, whatever happened. The
+key-value reading of the MLP is that of Geva et al., arXiv 2012.14913: output = sum over j of k_j(x) v_j, with v_j column j
+of the down-projection.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
 
 LAYER_PATHS = ("model.layers", "transformer.h", "gpt_neox.layers", "model.decoder.layers")
 DOWN_PATHS = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "fc2")
+GATE_PATHS = ("mlp.gate_proj", "mlp.c_fc", "mlp.dense_h_to_4h", "fc1")
 ATTENTION_PATHS = ("self_attn", "attn", "attention")
 
-Kind = Literal["embedding", "residual", "attention", "mlp", "keys"]
+Kind = Literal["embedding", "residual", "attention", "mlp", "keys", "gate"]
 Change = Callable[[Tensor], Tensor]
 """[B, T, D] -> [B, T, D]; may change its argument in place and return it."""
 
@@ -100,6 +102,14 @@ def down_projection(model: Any, layer: int) -> Any:
     return _part(model, layer, DOWN_PATHS, "MLP down-projection")
 
 
+def gate_projection(model: Any, layer: int) -> Any:
+    """The MLP's gate, or its first linear map where it has none: its output is each neuron before the activation function.
+
+    Raises as `down_projection`.
+    """
+    return _part(model, layer, GATE_PATHS, "MLP gate or first linear map")
+
+
 def attention_of(model: Any, layer: int) -> Any:
     """The layer's attention module. Raises as `down_projection`."""
     return _part(model, layer, ATTENTION_PATHS, "attention")
@@ -160,6 +170,8 @@ def _module(model: Any, site: Site) -> Any:
         return layer_at(model, site.layer)
     if site.kind == "attention":
         return attention_of(model, site.layer)
+    if site.kind == "gate":
+        return gate_projection(model, site.layer)
     return down_projection(model, site.layer)
 
 
@@ -171,7 +183,7 @@ class _Tap:
         self.rows: int | None = None
         module = _module(model, site)
         self.handles = []
-        if site.kind in ("mlp", "keys"):
+        if site.kind in ("mlp", "keys", "gate"):
             layer = layer_at(model, site.layer)
             self.handles.append(layer.register_forward_pre_hook(self._see, with_kwargs=True))
         if site.kind == "keys":
@@ -218,7 +230,7 @@ def recorded(model: Any, sites: Iterable[Site], *, detach: bool = True) -> Itera
         detach: cut the graph; False keeps it, for gradients with respect to a state.
 
     Yields:
-        A dictionary that fills as the model runs: site -> [B, T, D] ([B, T, h] for keys).
+        A dictionary that fills as the model runs: site -> [B, T, D] ([B, T, h] for keys and gate).
 
     Raises:
         ModelError, ConfigError: an unknown architecture or layer, before anything runs.
@@ -261,6 +273,6 @@ def at_positions(states: Tensor, positions: Tensor) -> Tensor:
 
 
 __all__ = [
-    "LAYER", "Change", "Kind", "Site", "at_path", "at_positions", "attention_of", "base_model", "down_projection", "layer_at",
-    "layers_of", "part_parameters", "recorded", "replaced", "value_matrix",
+    "LAYER", "Change", "Kind", "Site", "at_path", "at_positions", "attention_of", "base_model", "down_projection",
+    "gate_projection", "layer_at", "layers_of", "part_parameters", "recorded", "replaced", "value_matrix",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ from efface.audit.metrics.text import (
     is_refusal,
     normalise,
     rouge,
+    rouge_l_plain,
     token_f1,
 )
 from efface.errors import InputError
@@ -98,3 +99,40 @@ def test_distinct() -> None:
     assert distinct([3] * 50) == 0.02
     assert distinct(["a", "b"]) == 1.0
     assert distinct([]) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("generated", "reference", "recall"),
+    [
+        ("The Nobel Prize. In physics, 1903", "Nobel Prize in Physics", 1 / 2),
+        ("a b c d", "d c b a", 1 / 4),
+        ("x y x y", "y x y", 1.0),
+        ("Stephen King", "stephen king", 0.0),
+        ("runs", "run", 0.0),
+        ("NOANSWER", "King", 0.0),
+        ("U.S.A.", "U.S.", 1.0),
+        ("1. 2. 3.", "3. 1", 1.0),
+        ("b running The été running c Mat,", "runs   mat. sat. sat. cat c ...  .", 1 / 6),
+        ("...  . .   Mat, b   a ran sat.", "Mat, U.S. mat. 東京 ran été cat", 2 / 8),
+        (".. cat . a c U.S. A. . Mat,", "a cat .. mat. c sat.", 3 / 5),
+        ("ran cat Mat, été .. sat. 東京 a 東京", "...  . A. A. ran", 1 / 3),
+        (".. 東京 running a The . .   A. .. A. ran", "cat A. été U.S. . The", 3 / 7),
+        ("U.S. on ...  . sat. A. on   .. c", "été mat. on runs U.S.  ", 4 / 7),
+        ("東京 sat. ..", "runs ...  . running été b c ran mat.", 1 / 8),
+    ],
+)
+def test_rouge_l_plain_is_that_of_the_package_rouge(generated: str, reference: str, recall: float) -> None:
+    """Figures of `rouge` 1.0.1 (`Rouge().get_scores`), frozen; 3000 random pairs agreed when this was written."""
+    assert rouge_l_plain(generated, reference) == pytest.approx(recall, abs=1e-12)
+
+
+def test_rouge_l_plain_where_the_package_raises() -> None:
+    assert rouge_l_plain("", "King") == 0.0
+    assert rouge_l_plain("...", "King") == 0.0
+    assert rouge_l_plain("King", "...") == 0.0
+    assert rouge_l_plain(" ...", "...") == 1.0
+
+
+def test_the_two_dialects_disagree() -> None:
+    assert rouge("the king runs", "King run").rougeL_recall == 1.0
+    assert rouge_l_plain("the king runs", "King run") == 0.0

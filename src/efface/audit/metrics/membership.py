@@ -80,6 +80,20 @@ def zlib(scores: TokenScores) -> Floats:
     return result
 
 
+def lowercase(scores: TokenScores, lowered: TokenScores) -> Floats:
+    """[N] loss of the lower-cased text over the loss of the text (MUSE's PPL/lower, member-like): a member loses more.
+
+    Raises:
+        InputError: other texts in the two tables, or a text without tokens.
+    """
+    _require_tokens(scores, 1)
+    _require_tokens(lowered, 1)
+    if scores.ids != lowered.ids:
+        raise InputError("other texts among the lower-cased ones", "the same ids in the same order")
+    result: Floats = -lowered.mean_logp / np.maximum(-scores.mean_logp, 1e-12)
+    return result
+
+
 def min_k(scores: TokenScores, k: float = K, *, min_tokens: int = MIN_TOKENS) -> Floats:
     """[N] Min-K%: mean of the max(1, floor(kT)) lowest token log-probabilities, in nats.
 

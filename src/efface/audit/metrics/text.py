@@ -2,8 +2,8 @@
 
 One normaliser serves all but ROUGE, which brings its own: Unicode NFKC, case folded, apostrophes removed,
 other punctuation and symbols turned into spaces, CJK characters set apart. Unlike SQuAD's it keeps the
-articles: an answer may be the letter "a". ROUGE is the `rouge-score` package with the stemmer on, as TOFU,
-MUSE and RWKU use it.
+articles: an answer may be the letter "a". ROUGE is the `rouge-score` package with the stemmer on, as TOFU
+uses it, or off, as MUSE does; RWKU uses another package, `rouge`, whose reading of ROUGE-L is written here.
 """
 
 from __future__ import annotations
@@ -80,6 +80,44 @@ def rouge(generated: str, reference: str) -> Rouge:
 def rouge_l_unstemmed(generated: str, reference: str) -> float:
     """ROUGE-L F1 with the stemmer off, as MUSE's code has it."""
     return float(_scorer(stem=False).score(reference, generated)["rougeL"].fmeasure)
+
+
+def rouge_l_plain(generated: str, reference: str) -> float:
+    """ROUGE-L recall as the package `rouge` 1.0.1 reads it, which RWKU uses: case, marks and endings count.
+
+    Both texts are cut at full stops and at spaces. Of each pair of a reference and a generated sentence the words of one
+    longest common subsequence are taken; the share of the reference's distinct words among them is the recall. Where the
+    package raises (a text of nothing but full stops or spaces) this gives 0, or 1 where both are the same text.
+    """
+    ours, theirs = _sentences(generated), _sentences(reference)
+    words = {word for sentence in theirs for word in sentence}
+    if not any(ours) or not any(theirs):
+        return float(bool(reference.strip()) and generated.strip() == reference.strip())
+    found = {word for target in theirs for said in ours for word in _common(target, said)}
+    return len(found) / len(words)
+
+
+def _sentences(text: str) -> list[list[str]]:
+    """Words of every part between full stops; a part of spaces alone is one empty word, as in the package."""
+    return [" ".join(part.split()).split(" ") for part in text.split(".") if part]
+
+
+def _common(target: Sequence[str], said: Sequence[str]) -> set[str]:
+    """Words of one longest common subsequence; of several, the one that gives up the generated words first, from the end."""
+    length = [[0] * (len(said) + 1) for _ in range(len(target) + 1)]
+    for i, word in enumerate(target, 1):
+        for j, other in enumerate(said, 1):
+            length[i][j] = length[i - 1][j - 1] + 1 if word == other else max(length[i - 1][j], length[i][j - 1])
+    found, i, j = set(), len(target), len(said)
+    while i and j:
+        if target[i - 1] == said[j - 1]:
+            found.add(target[i - 1])
+            i, j = i - 1, j - 1
+        elif length[i - 1][j] > length[i][j - 1]:
+            i -= 1
+        else:
+            j -= 1
+    return found
 
 
 def cut(text: str, stop: Sequence[str]) -> str:
