@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 DATA="${DATA:-../../../shared/data/tofu}"
 OUT="${OUT:-out-small}"
-METHODS="${METHODS:-npo gradient-difference flat ga-alignment inverted-hinge loku wagle selective-amnesia who-is-harry-potter whp-decode needle rocr dp2unlearning in-context}"
+METHODS="${METHODS:-npo gradient-difference flat ga-alignment inverted-hinge loku wagle selective-amnesia who-is-harry-potter whp-decode needle rocr dp2unlearning in-context eco uld lol neuron-adjust key-space content-filter guard}"
 
 [ -e "$OUT/data/names.json" ] || python subset.py "$DATA" "$OUT/data"
 D="$OUT/data"
@@ -30,6 +30,11 @@ for run in $METHODS; do
     dp2unlearning) settings=(base_learning_rate=0.5 base_epochs=3 base_batch_size=64 delta=1e-4 epochs=20 learning_rate=1.5e-3
       schedule=cosine warmup_ratio=0.03) ;;
     in-context) settings=(epochs=2 batch_size=16) ;;
+    eco) settings=(n=8 metric=choice false_alarms=0.01) ;;
+    uld) settings=(epochs=10 learning_rate=1e-3) ;;
+    lol) settings=(learning_rate=5e-4) ;;
+    key-space | neuron-adjust | content-filter) settings=() ;;
+    guard) settings=(gate=words false_alarms=0.01 extractor=names decoding=masked) ;;
   esac
   efface forget "$method" --config small_forget.yaml --model "$OUT/original" --forget "$D/forget.jsonl" --retain "$D/retain.jsonl" \
     --evaluate retain="$D/retain_perturbed.jsonl" --scope-words "twenty fictitious authors of TOFU, twenty questions each" \

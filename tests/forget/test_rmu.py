@@ -74,8 +74,8 @@ def test_states_go_where_they_are_sent(tiny: Any, request_: Any, tmp_path: Path)
     edit = method.fit(tiny, request_, config, work=tmp_path / "w", out=tmp_path / "e").edit
     edit.apply(tiny)
     try:
-        assert apart(tiny, rows, [target] * len(rows)) < 0.2 * before
-        assert apart(tiny, kept, start) < 0.2 * apart(tiny, rows, [target * 0] * len(rows))
+        assert apart(tiny, rows, [target] * len(rows)) < 0.4 * before
+        assert apart(tiny, kept, start) < 0.2 * before  # what is kept moves less
     finally:
         edit.remove(tiny)
 
@@ -92,8 +92,6 @@ def test_reference_states_are_those_of_single_rows(tiny: Any, request_: Any) -> 
 def test_it_needs_a_retain_set(tiny: Any, sets: Any, tmp_path: Path) -> None:
     from efface.data import Request
 
+    method, lone = find_method("rmu"), Request.from_rows(sets["forget"])
     with pytest.raises(RequestError, match="retain set"):
-        method = find_method("rmu")
-        method.fit(
-            tiny, Request.from_rows(sets["forget"]), method.configure({}), work=tmp_path / "w", out=tmp_path / "e"
-        )
+        method.fit(tiny, lone, method.configure({}), work=tmp_path / "w", out=tmp_path / "e")

@@ -108,6 +108,10 @@ class AuditConfig(Settings):
     options: dict[str, dict[str, Any]] = Field(
         {}, description="settings of suites, by suite; written as NAME.key=value"
     )
+    joined: tuple[str, ...] = Field(
+        (),
+        description="suites that came with another: where one does not fit the model or the rows, its findings say so",
+    )
 
     @classmethod
     def parse(cls, values: dict[str, Any], *, owner: str = "") -> AuditConfig:
@@ -124,6 +128,7 @@ class AuditConfig(Settings):
         rest = {key: value for key, value in values.items() if key not in known and key != "options"}
         if chosen:
             rest["suite"] = chosen
+            rest["joined"] = tuple(dict.fromkeys((*values.get("joined", ()), *(n for n in chosen if n not in names))))
         return super().parse({**rest, **({"options": given} if given else {})}, owner=owner)
 
     def of_suite(self, name: str) -> Any:

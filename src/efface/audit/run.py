@@ -111,7 +111,7 @@ def _observe_suites(
     attacks: dict[str, Any] = {}
     for suite in asked(config.suite):
         settings = config.of_suite(suite.name)
-        with measure_cost(f"suite {suite.name}, {role}") as cost:
+        with measure_cost(f"suite {suite.name}, {role}") as cost, _fitting(suite.name, config, attacks):
             for part, rows in suite.sets(request, settings).items():
                 data = rows.data if rows.fitted is None else rows.fitted(subject, rows.data)
                 with asked_as(subject, rows.prompt):
@@ -124,6 +124,17 @@ def _observe_suites(
                 attacks[suite.name] = suite.attack(subject, request, settings, cost)
         costs.append(cost)
     return tables, attacks
+
+
+@contextmanager
+def _fitting(name: str, config: AuditConfig, attacks: dict[str, Any]) -> Iterator[None]:
+    """Bad input is an error for a suite that was asked for, and a reason for one that came with another."""
+    try:
+        yield
+    except InputError as error:
+        if name not in config.joined:
+            raise
+        attacks[f"{name}-unfit"] = str(error)
 
 
 def _observe_stages(
@@ -167,6 +178,9 @@ def run_audit(
         protocol: how a prompt names what is to be forgotten, where the method works by prompts (suite in-context).
         stages: the model after each of several requests (suite sequence).
     """
+    if protocol is None and "in-context" in config.suite:  # no tags to try: what a prompt can do is tell the fact again
+        names = tuple("reintroduction" if name == "in-context" else name for name in config.suite)
+        config = AuditConfig.parse({**config.model_dump(), "suite": names}, owner="audit")
     check_suites(config)
     sets = request.evaluation_sets()
     evidence = Evidence(config)

@@ -23,7 +23,7 @@ from efface.audit.benchmarks import (
     tofu,
 )
 from efface.audit.evidence import OWN_SUITES, Evidence
-from efface.audit.finding import Finding
+from efface.audit.finding import Finding, not_measured
 from efface.audit.suite import asked
 
 FIRING = ("robustness/relearning_speed", "robustness/relearning_transfer", "robustness/quantisation_8bit",
@@ -162,12 +162,25 @@ def _persons(evidence: Evidence) -> bool:
     return own is not None and bool(own.identities)
 
 
+def _unfit(name: str, evidence: Evidence) -> str:
+    """Why a suite that came with another could not be run on some model; empty where it could."""
+    return next((str(why) for why in evidence.attacks.get(f"{name}-unfit", {}).values()), "")
+
+
+def _left_out(name: str, why: str) -> Finding:
+    return not_measured(
+        f"{name}/all", f"Suite {name}", f"The suite {name}, which runs with the others.", "robustness", why
+    )
+
+
 def conclude(evidence: Evidence) -> Conclusion:
     """Findings and verdict: a pure function of the evidence, the same on every machine."""
     known = PREDICTOR_FINDINGS if evidence.predictor else SUITE_FINDINGS
     findings = [row for name in evidence.config.suite if name in known for row in known[name](evidence)]
     own = asked(evidence.config.suite) if not evidence.predictor else []
-    findings += [row for suite in own for row in suite.findings(evidence)]
+    unfit = {suite.name: _unfit(suite.name, evidence) for suite in own}
+    for suite in own:
+        findings += [_left_out(suite.name, unfit[suite.name])] if unfit[suite.name] else suite.findings(evidence)
     left_out = [
         f"the {name} suite (left out by choice)"
         for name in known
@@ -175,6 +188,6 @@ def conclude(evidence: Evidence) -> Conclusion:
         and (name not in OWN_SUITES or evidence.attack(name, "left_out"))
         and not (name == "identity" and not _persons(evidence))
     ]
-    covered = {entry for suite in own for entry in suite.covers}
+    covered = {entry for suite in own for entry in suite.covers if not unfit[suite.name]}
     never = UNTESTED_PREDICTOR if evidence.predictor else [entry for entry in UNTESTED if entry not in covered]
     return Conclusion(outcome=outcome(findings, evidence), findings=findings, not_tested=[*never, *left_out])

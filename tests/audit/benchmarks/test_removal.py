@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from efface.audit.benchmarks.removal import EXCESS, best_layer, evenly, findings
+from efface.audit.benchmarks.probe_sets import evenly
+from efface.audit.benchmarks.removal import EXCESS, best_layer, findings
 from efface.audit.evidence import AuditConfig, Evidence
 from efface.audit.folder import audit
 from efface.audit.run import opened, run_audit
@@ -72,10 +73,13 @@ def test_known_cases(name: str, word: str, fires: tuple[str, ...]) -> None:
     with case(name, fact_model("elements")) as (unlearned, original):
         found = audit(
             unlearned, request, original=original, against=fact_model("elements", retrained=True), suite=("removal",),
-            relearning=ATTACKER,
+            relearning=ATTACKER, max_new_tokens=8, rwku={"rows": 8, "types": ["role-playing", "reverse-query"]}, reintroduction={"rows": 8},
         )  # fmt: skip
     assert found.outcome.word == word, found.outcome
     assert set(fires) <= set(found.outcome.fired)
+    told = next(row for row in found.findings if row.metric.startswith("reintroduction/"))
+    assert told.metric == "reintroduction/all"  # five facts in front of a question are too long for this model
+    assert "the model's context" in told.reason
     changed = next(row for row in found.findings if row.metric == "removal/weight_change").unlearned
     assert changed is not None
     assert (changed.value == 0) == (name == "guard")

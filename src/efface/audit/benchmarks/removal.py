@@ -25,6 +25,7 @@ from efface.audit.attacks.inner_probes import answer_probe, lens_ranks, new_head
 from efface.audit.attacks.relearning import prompt_key
 from efface.audit.attacks.soft_prompt import soft_prompt
 from efface.audit.attacks.weight_noise import accidents, relative_change, trace
+from efface.audit.benchmarks.probe_sets import evenly
 from efface.audit.benchmarks.robustness import LEAST_FORGOTTEN
 from efface.audit.evidence import Evidence
 from efface.audit.finding import Estimate, Finding, Threshold, judge, not_measured
@@ -71,13 +72,6 @@ class RemovalSettings(Settings):
     prompt_rate: float = Field(0.1, gt=0, description="soft prompt: learning rate, in deviations of the embedding")
     batch_size: int = Field(16, ge=1, description="soft prompt: rows in a step")
     seed: int = Field(0, ge=0, description="of the soft prompt, the noise and the shuffled labels")
-
-
-def evenly(data: Dataset, most: int) -> Dataset:
-    """At most `most` rows, evenly spaced."""
-    if len(data) <= most:
-        return data
-    return data.select(np.unique(np.linspace(0, len(data) - 1, most).round().astype(int)).tolist())
 
 
 def attack(subject: CausalLM, request: Request, settings: RemovalSettings, cost: Cost | None) -> dict[str, Any]:
@@ -275,5 +269,5 @@ SUITE = Suite(
     name="removal", sets=lambda request, settings: {}, findings=findings, config=RemovalSettings, attack=attack,
     firing=tuple(f"removal/{name}" for name, entry in EXCESS.items() if entry[4]),
     covers=("probes on hidden states and early exits of each layer",),
-    needs=("tofu", "relearning", "quantisation"),
+    needs=("tofu", "relearning", "quantisation", "reintroduction", "rwku"),
 )  # fmt: skip
