@@ -4,7 +4,7 @@ Both sides run in one process on the same prompts of the lab's capitals model, i
 rounds. Three ways of running: one scoring pass, generation in a batch, generation of one prompt. A ratio of 1 is a guard that
 costs nothing. The model is tiny, so that fixed costs (hooks, the gate) weigh more here than on any real model.
 
-    python benchmarks/guard_cost.py [eco ...] [--rounds 5] [--new-tokens 16] [--batch 32]
+    python benchmarks/guard_cost.py [eco guard ...] [--rounds 5] [--new-tokens 16] [--batch 32]
 
 A guard is added to `GUARDS` by its method's name and configuration.
 """
@@ -29,6 +29,12 @@ from efface.subjects.prompts import pad as padded
 
 GUARDS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("eco", {"sigma": 5.0, "n": 8, "mask": "entity", "false_alarms": 0.05}),
+    ("guard", {"gate": "words", "false_alarms": 0.05}),
+    ("key-space", {"false_alarms": 0.05}),
+    ("neuron-adjust", {}),
+    ("content-filter", {}),
+    ("uld", {"epochs": 1}),
+    ("lol", {"epochs": 1}),
 )
 """(method, configuration); a method may come several times."""
 

@@ -43,7 +43,8 @@ def audit(
     """
     parsed = AuditConfig.parse(config, owner="audit")
     given = {"original": original, "unlearned": model, "retrained": against}
-    models = {role: _loader(value) for role, value in given.items() if value is not None}
+    prompt = getattr(model, "prompt", None)  # a folder does not say how its model is asked
+    models = {role: _loader(value, prompt) for role, value in given.items() if value is not None}
     return _run(request, models, parsed).conclusion
 
 

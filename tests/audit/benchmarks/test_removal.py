@@ -73,7 +73,8 @@ def test_known_cases(name: str, word: str, fires: tuple[str, ...]) -> None:
     with case(name, fact_model("elements")) as (unlearned, original):
         found = audit(
             unlearned, request, original=original, against=fact_model("elements", retrained=True), suite=("removal",),
-            relearning=ATTACKER, max_new_tokens=8, rwku={"rows": 8, "types": ["role-playing", "reverse-query"]}, reintroduction={"rows": 8},
+            relearning=ATTACKER,
+            max_new_tokens=8, rwku={"rows": 8, "types": ["role-playing"]}, reintroduction={"rows": 8},
         )  # fmt: skip
     assert found.outcome.word == word, found.outcome
     assert set(fires) <= set(found.outcome.fired)
