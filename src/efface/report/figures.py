@@ -117,7 +117,8 @@ def interval_plot(
     body = step * len(rows)
     edges = lines or []
     axis = _span(rows, edges)
-    scale = Scale(axis[0], axis[-1], labels + 8, width - (142 if ranges else 58))
+    longest = max((len(interval(row.estimate)) for row in rows if ranges and row.estimate is not None), default=0)
+    scale = Scale(axis[0], axis[-1], labels + 8, width - (max(142.0, 12 + 7.0 * longest) if ranges else 58))
     shapes = []
     if threshold is not None and edges:
         shapes.append(_zone(threshold, edges, scale, top, body))
