@@ -250,6 +250,7 @@ def adversarial_excess(evidence: Evidence, attacks: Sequence[str]) -> Finding:
         return None if found is None else np.asarray(found[0])
 
     plain = rows("unlearned", "qa")
+    attacks = [part for part in attacks if rows("unlearned", part) is not None]
     if plain is None or not attacks:
         return not_measured(metric, title, meaning, "robustness", "no questions, or no attack on them", "lower")
     clean = rows("retrained", "qa")
