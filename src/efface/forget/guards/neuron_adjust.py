@@ -141,6 +141,10 @@ class AdjustedModel(GuardedModel):
     def __init__(self, base: Any, parts: dict[int, dict[str, Tensor]], seed: int, seal: str | None = None) -> None:
         super().__init__(base, seal)
         self.parts, self.draw_seed = parts, seed
+        self._sizes = [len(part["index"]) for part in parts.values()]
+        # of all chosen neurons together: a step draws once, not once a layer
+        self._index = torch.cat([part["index"] for part in parts.values()])
+        self._layer = torch.repeat_interleave(torch.tensor(list(parts)), torch.tensor(self._sizes))
 
     def begin(self, asked: Asked) -> None:
         """A name for each prompt, which no padding changes, and where its first token stands."""
@@ -156,18 +160,25 @@ class AdjustedModel(GuardedModel):
         rows = [now.asked.rows(now.asked.memory[key], len(now.ids)) for key in ("name", "first")]
         place = torch.arange(now.start, now.start + now.ids.shape[1], device=now.ids.device) - rows[1][:, None]
         names = mixed(rows[0][:, None] + mixed(place))  # [B', T']
-        with replaced(self.base, {Site("gate", i): self._change(i, names) for i in self.parts}):
+        draws = uniform(mixed(names[..., None] + self._layer.to(names.device)) + self._index.to(names.device))
+        split = zip(self.parts, torch.split(draws, self._sizes, dim=-1), strict=True)  # [B', T', N] of each layer
+        with replaced(self.base, {Site("gate", layer): self._change(layer, own) for layer, own in split}):
             yield
 
-    def _change(self, layer: int, names: Tensor) -> Change:
+    def _change(self, layer: int, draws: Tensor) -> Change:
         def change(z: Tensor) -> Tensor:
-            part = {key: value.to(z.device) for key, value in self.parts[layer].items()}
+            part = dict(self._there(layer, z.device))
             index = part.pop("index")
-            draws = uniform(mixed(names.to(z.device)[..., None] + layer) + index)
-            z[..., index] = adjusted(z[..., index].float(), draws, **part).to(z.dtype)
+            z[..., index] = adjusted(z[..., index].float(), draws.to(z.device), **part).to(z.dtype)
             return z
 
         return change
+
+    def _there(self, layer: int, device: torch.device) -> dict[str, Tensor]:
+        """A layer's numbers where its states are; moved once."""
+        if self.parts[layer]["index"].device != device:
+            self.parts[layer] = {key: value.to(device) for key, value in self.parts[layer].items()}
+        return self.parts[layer]
 
     def correct(self, now: Pass, output: Any) -> Any:
         """Nothing is left to do."""
